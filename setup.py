@@ -3,6 +3,7 @@
     python setup.py build_proto                 stubs -> virga/
     python setup.py build_ext --inplace -j2     extensions, in parallel, next to their sources
     VIRGA_EXT=vcpu._core,... python setup.py build_ext --inplace     only those
+    python setup.py build_all                   generator, stubs, then one process per extension: what `make build` runs
 
 An extension is one .pyx, hand-written or generated into build/gen/ by `python -m vcpu.isa.generate`.
 Each is built under a lock of its own, so that builds side by side don't disturb each other.
@@ -12,6 +13,8 @@ import fcntl
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Command, Extension, setup
@@ -86,6 +89,35 @@ class build_extensions(build_ext):
             super().build_extension(ext)
 
 
+class build_all(Command):
+    """Everything generated or compiled, in place: a process per extension, because Cython holds the GIL."""
+
+    user_options: list[tuple[str, str, str]] = []
+
+    def initialize_options(self) -> None: ...
+
+    def finalize_options(self) -> None: ...
+
+    def run(self) -> None:
+        self.run_command("build_proto")
+        if (ROOT / "vcpu" / "isa" / "generate.py").exists():
+            subprocess.run([sys.executable, "-m", "vcpu.isa.generate"], cwd=ROOT, check=True)
+        names = [name for name, source in EXTENSIONS.items() if (ROOT / source).exists()]
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            failed = [name for name, ok in zip(names, pool.map(self.compile, names)) if not ok]
+        if failed:
+            raise SystemExit(f"virga: could not compile {', '.join(failed)}")
+
+    def compile(self, name: str) -> bool:
+        start = time.monotonic()
+        done = subprocess.run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], cwd=ROOT, text=True,
+                              env={**os.environ, "VIRGA_EXT": name}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        print(f"virga:   {name} {time.monotonic() - start:.0f} s", flush=True)
+        if done.returncode:
+            print(done.stdout, flush=True)
+        return done.returncode == 0
+
+
 class build_python(build_py):
     def run(self) -> None:
         self.run_command("build_proto")
@@ -93,11 +125,11 @@ class build_python(build_py):
 
 
 def extensions() -> list[Extension]:
-    wanted = os.environ.get("VIRGA_EXT")
-    names = wanted.split(",") if wanted else EXTENSIONS
+    wanted = os.environ.get("VIRGA_EXT")      # empty: none (the editable install compiles nothing)
+    names = list(EXTENSIONS) if wanted is None else [name for name in wanted.split(",") if name]
     return [Extension(name, [EXTENSIONS[name]], extra_compile_args=CFLAGS)
             for name in names if (ROOT / EXTENSIONS[name]).exists() or "build/gen" in EXTENSIONS[name]]
 
 
 setup(ext_modules=extensions(), cmdclass={"build_proto": build_proto, "build_ext": build_extensions,
-                                          "build_py": build_python})
+                                          "build_all": build_all, "build_py": build_python})
