@@ -279,7 +279,6 @@ cdef struct CpuState:
     uint32_t idt_vectoring_info
     uint32_t idt_vectoring_error
     uint32_t exit_instruction_info
-    uint64_t exit_counts[72]     # by basic reason, those served inside included
     # --- SYSTEM: VM-execution controls, as written to the VMCS
     uint32_t pin_controls
     uint32_t proc_controls
