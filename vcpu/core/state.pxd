@@ -90,6 +90,7 @@ cdef struct St80:                # one x87 register: 80 bits in 16 bytes; MMX is
     uint16_t pad[3]
 
 cdef struct Op
+cdef struct CpuState
 
 ctypedef void (*handler_t)(CpuState* cpu, Op* op) noexcept nogil
 
@@ -179,6 +180,7 @@ cdef struct ClockState:
     int64_t paused_at_ns
     int64_t wall_ns              # UNIX time in ns at guest time 0
     uint64_t seed
+    CpuState* running            # virtual: whose retired instructions are time now; NULL: nobody runs
 
 cdef struct Apic:                # one local APIC; irr, tmr, events are atomic words, the rest is its vCPU's
     uint32_t irr[8]
@@ -324,10 +326,12 @@ cdef struct CpuState:
     ClockState* clock
     Apic apic
     uint32_t index               # APIC id
+    uint32_t sleeping            # atomic; 1: in futex_wait on `attention`
     uint32_t in_guest            # atomic; 0: outside run(), parked, halted or in a device: others may touch its TLB
     int64_t deadline_ns          # of this run(), in guest time; TIMER_NEVER
     int64_t quantum              # retired instructions this run() may still take when the budget is spent; < 0: no end
     int64_t budget_given         # what clock_arm put into budget
+    uint64_t retired_start       # `retired` when this run() began
     uint64_t exit_counts[80]     # by basic exit reason, those served inside included
     uint32_t code_queue_lock
     uint32_t code_queue_count
