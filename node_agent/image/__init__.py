@@ -1,0 +1,1 @@
+"""Guest images made on this machine from a distribution's own packages."""
