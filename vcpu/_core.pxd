@@ -36,6 +36,12 @@ cdef void vm_exit_op(CpuState* cpu, Op* op, uint32_t reason, uint64_t qualificat
 # recompute cpu.mode_key, code64, long_mode, tlb, the FS/GS slots after CR, EFER, CS, SS, CPL, EFLAGS.AC/VM or DR7 changed
 cdef void mode_update(CpuState* cpu) noexcept nogil
 
+# --- CORE, core/blocks.pxi: what SYSTEM's fragments call
+# rip to the start of op's instruction, retired and budget without what the block head counted from there on
+cdef void op_rewind(CpuState* cpu, Op* op) noexcept nogil
+# after a store of this vCPU into a frame with decoded code: drop its blocks there, tell the others (space_wrote_code)
+cdef void code_written(CpuState* cpu, gpa_t gpa, uint32_t size) noexcept nogil
+
 # --- APIC, core/space.pxi: the address space
 # a port owned by a device: True. Nobody there: False, reads gave all ones. Counted either way.
 cdef bint io_port(CpuState* cpu, uint32_t port, void* value, uint32_t size, bint is_write) noexcept nogil

@@ -67,6 +67,7 @@ cdef enum:
     RMW_MBUF = 1                 # mem_rmw handed out cpu.mbuf: write it back
     RMW_CODE = 2                 # … a frame with decoded code: drop the blocks
     RMW_LOCKED = 4               # … under the lock that stops the other vCPUs
+    RMW_ENTERED = 8              # … which waited: what space_resume_others wants back
 
 cdef struct Segment:
     uint64_t base
@@ -264,12 +265,19 @@ cdef struct CpuState:
     uint32_t tlb_pcid[8]         # which PCID lives in the slot; 0xFFFFFFFF: none
     uint64_t tlb_age[8]
     uint64_t tlb_clock
-    uint64_t tlb_used[256]
+    uint64_t tlb_used[256]       # [word of 64 entries * 32 + set]
     uint64_t tlb_global[256]
     uint64_t tlb_large[256]
+    uint64_t tlb_large_lo[32]    # a set's large pages lie in [lo, hi)
+    uint64_t tlb_large_hi[32]
+    uint64_t tlb_large_mask[32]  # the largest of them, as a mask of its offset bits
     uint64_t pdpte[4]            # PAE: loaded with CR3 (SDM 3A 4.4.1)
     uint32_t pf_vector           # of a translation that failed: VECTOR_PF or VECTOR_GP (not canonical)
     uint32_t pf_error
+    uint64_t pf_gva
+    uint8_t* rmw_host[2]         # where mem_rmw_done writes: the parts before and behind a page's end
+    uint64_t rmw_gpa[2]
+    uint32_t rmw_split           # bytes in the first part
     # --- SYSTEM: leaving to the hypervisor. exit_reason: NO_EXIT while in the guest
     uint32_t exit_reason
     uint32_t exit_length
