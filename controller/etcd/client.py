@@ -68,7 +68,7 @@ class EtcdClient:
 
     # ── reads ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def list(self, prefix: str, revision: int = 0) -> Listing:
+    async def scan(self, prefix: str, revision: int = 0) -> Listing:
         """Everything under prefix, of one revision, however many pages that takes."""
         items: list[KeyValue] = []
         key, end = prefix.encode(), prefix_end(prefix).encode()

@@ -32,7 +32,7 @@ class FakeEtcd:
 
     async def close(self) -> None: ...
 
-    async def list(self, prefix: str, revision: int = 0) -> Listing:
+    async def scan(self, prefix: str, revision: int = 0) -> Listing:
         self._answer()
         if revision and revision != self.revision:
             raise NotImplementedError("the fake lists the present only")
