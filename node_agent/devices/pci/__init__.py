@@ -1,0 +1,1 @@
+"""PCI: the host bridge, a function with its BARs, MSI-X."""

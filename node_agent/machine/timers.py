@@ -1,0 +1,93 @@
+"""One queue of timers in guest time, and work to be done beside the guest's instructions.
+
+    device ── at(ns) ──► heap ── due(now) ──► callbacks, in the order of (time, age)
+    device ── submit ──► real clock: the I/O thread, at once
+                         virtual clock: a timer at now + delay, so that two runs agree
+
+Owns:    the heap and the list of tasks.
+Never:   reads the host's clock; calls back without the machine's lock (`io` work of a task excepted: see run_task).
+Threads: any for at, cancel, submit; due and run_task from the one thread that runs the machine's timers.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import deque
+from collections.abc import Callable
+from threading import RLock
+from typing import Any
+
+
+class Alarm:
+    __slots__ = ("callback",)
+
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self.callback: Callable[[], None] | None = callback
+
+    def cancel(self) -> None:
+        self.callback = None
+
+
+class TimerQueue:
+    """`wake` is called when the earliest deadline moved forward or a task came: the I/O thread looks again."""
+
+    def __init__(self, now_ns: Callable[[], int], lock: RLock, virtual: bool, wake: Callable[[], None]) -> None:
+        self.now_ns = now_ns
+        self._lock = lock
+        self._virtual = virtual
+        self._wake = wake
+        self._heap: list[tuple[int, int, Alarm]] = []
+        self._age = itertools.count()
+        self._tasks: deque[Callable[[], Any]] = deque()
+
+    def at(self, deadline_ns: int, callback: Callable[[], None]) -> Alarm:
+        alarm = Alarm(callback)
+        with self._lock:
+            first = not self._heap or deadline_ns < self._heap[0][0]
+            heapq.heappush(self._heap, (deadline_ns, next(self._age), alarm))
+        if first:
+            self._wake()
+        return alarm
+
+    def submit(self, work: Callable[[], Any], delay_ns: int) -> None:
+        """`work` runs under the lock and may return (io, done): io() runs without it, then done(result) as work did."""
+        if self._virtual:
+            self.at(self.now_ns() + delay_ns, lambda: self.run_task(work))
+            return
+        self._tasks.append(work)
+        self._wake()
+
+    def next_ns(self) -> int | None:
+        with self._lock:
+            while self._heap and self._heap[0][2].callback is None:
+                heapq.heappop(self._heap)
+            return self._heap[0][0] if self._heap else None
+
+    def run_due(self) -> None:
+        """Call back everything whose time has come, timers that this arms included."""
+        while True:
+            with self._lock:
+                deadline_ns = self.next_ns()
+                if deadline_ns is None or deadline_ns > self.now_ns():
+                    return
+                callback = heapq.heappop(self._heap)[2].callback
+                if callback is not None:
+                    callback()
+
+    def has_tasks(self) -> bool:
+        return bool(self._tasks)
+
+    def run_tasks(self) -> None:
+        while self._tasks:
+            self.run_task(self._tasks.popleft())
+
+    def run_task(self, work: Callable[[], Any]) -> None:
+        """In virtual time the caller holds the lock already; there is no other thread to keep out."""
+        with self._lock:
+            step = work()
+        while step:
+            io, done = step
+            result = io()
+            with self._lock:
+                step = done(result)
