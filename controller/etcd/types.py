@@ -5,7 +5,7 @@ Never:   I/O.
 Threads: immutable.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -119,7 +119,7 @@ class Etcd(Protocol):
 
     async def txn(self, guards: Sequence[Guard], ops: Sequence[Op]) -> TxnResult: ...
 
-    def watch(self, prefix: str, start_revision: int) -> AsyncIterator[WatchBatch]:
+    def watch(self, prefix: str, start_revision: int) -> AsyncGenerator[WatchBatch, None]:
         """Events from start_revision on, once each, in order, over restarts and disconnections. Raises Compacted."""
 
     async def lease_grant(self, ttl_s: int) -> int: ...
