@@ -37,8 +37,6 @@ cdef void vm_exit_op(CpuState* cpu, Op* op, uint32_t reason, uint64_t qualificat
 cdef void mode_update(CpuState* cpu) noexcept nogil
 
 # --- CORE, core/blocks.pxi: what SYSTEM's fragments call
-# rip to the start of op's instruction, retired and budget without what the block head counted from there on
-cdef void op_rewind(CpuState* cpu, Op* op) noexcept nogil
 # after a store of this vCPU into a frame with decoded code: drop its blocks there, tell the others (space_wrote_code)
 cdef void code_written(CpuState* cpu, gpa_t gpa, uint32_t size) noexcept nogil
 

@@ -254,10 +254,6 @@ cdef bint walk_tables(CpuState* cpu, gva_t gva, uint32_t access, bint user, bint
 
 # --- filling the TLB
 
-cdef inline bint is_canonical(gva_t gva) noexcept nogil:
-    return <uint64_t>(<int64_t>(gva << 16) >> 16) == gva
-
-
 cdef inline bint access_is_user(CpuState* cpu, uint32_t access) noexcept nogil:
     return access & ACCESS_USER or (cpu.cpl == 3 and not access & ACCESS_IMPLICIT)
 
@@ -316,10 +312,10 @@ cdef bint translate(CpuState* cpu, gva_t gva, uint32_t access, gpa_t* gpa) noexc
     cdef Walk walk
     cdef bint user = access_is_user(cpu, access)
     cdef bint smap = (not user and cpu.cr4 & CR4_SMAP
-                      and (access & ACCESS_IMPLICIT or not cpu.rflags_sys & RFLAGS_AC))
+                      and (access & ACCESS_IMPLICIT or not cpu.rflags_sys & RF_AC))
     cdef uint32_t mode = access_mode(cpu, access)
     cdef uint8_t* host
-    if cpu.long_mode and not is_canonical(gva):
+    if cpu.long_mode and not canonical(gva):
         cpu.pf_vector = VECTOR_GP
         cpu.pf_error = 0
         cpu.pf_gva = gva
