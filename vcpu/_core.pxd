@@ -59,3 +59,39 @@ cdef uint32_t code_queue_take(CpuState* cpu, uint64_t* gfns) noexcept nogil
 # RAM as a device reads and writes it: dirty log, code pages of all vCPUs. False: not all of it is RAM, nothing done.
 cdef bint space_read(Space* space, uint64_t gpa, void* data, uint64_t size) noexcept nogil
 cdef bint space_write(Space* space, uint64_t gpa, const void* data, uint64_t size) noexcept nogil
+
+# --- APIC, core/clock.pxi: guest time. The loop: clock_begin; clock_arm whenever budget < BLOCK_INSNS (virtual: <= 0,
+#     stepping single instructions down to 0 before); clock_end on every way out of run()
+cdef int64_t clock_now(CpuState* cpu) noexcept nogil
+# what RDTSC reads, without the VMCS's offset
+cdef uint64_t clock_tsc(CpuState* cpu) noexcept nogil
+# deadline_ns: guest time or TIMER_NEVER; quantum: retired instructions or -1
+cdef void clock_begin(CpuState* cpu, int64_t deadline_ns, int64_t quantum) noexcept nogil
+cdef void clock_end(CpuState* cpu) noexcept nogil
+# fires the APIC timer if it is due (apic_pending sees it then) and sets the budget; True: leave, EXIT_REASON_PREEMPTION_TIMER
+cdef bint clock_arm(CpuState* cpu) noexcept nogil
+
+# --- APIC, core/apic.pxi. The loop looks at apic_pending each time round while IF is set and nothing is blocked:
+#     so whatever sets IF or lowers the TPR returns to the loop. ATTN_INTERRUPT is cleared before looking.
+# vector that may be delivered now (IF and shadows are the caller's), INTERRUPT_PIC: the PIC's, -1: none
+cdef int apic_pending(CpuState* cpu) noexcept nogil
+# takes what apic_pending saw: IRR -> ISR, or INTA; -1: gone meanwhile
+cdef int apic_acknowledge(CpuState* cpu) noexcept nogil
+# one NMI is waiting and is taken by this call (ATTN_NMI)
+cdef bint apic_take_nmi(CpuState* cpu) noexcept nogil
+# INIT and SIPI (ATTN_INIT): resets or starts this vCPU; the state is ready for the loop to go on
+cdef void apic_take_init(CpuState* cpu) noexcept nogil
+# activity is not active: sleep (real) until something is to do. 0: look again; else the exit reason to leave with
+cdef uint32_t cpu_wait(CpuState* cpu) noexcept nogil
+# IA32_APIC_BASE, TSC, TSC_ADJUST, TSC_DEADLINE, x2APIC's and KVM's MSRs. False: #GP(0)
+cdef bint apic_owns_msr(uint32_t msr) noexcept nogil
+cdef bint apic_rdmsr(CpuState* cpu, uint32_t msr, uint64_t* value) noexcept nogil
+cdef bint apic_wrmsr(CpuState* cpu, uint32_t msr, uint64_t value) noexcept nogil
+cdef uint64_t apic_cr8(CpuState* cpu) noexcept nogil
+cdef void apic_set_cr8(CpuState* cpu, uint64_t value) noexcept nogil
+# CPUID 0x40000000..0x400000FF: eax, ebx, ecx, edx
+cdef void kvm_cpuid(CpuState* cpu, uint32_t leaf, uint32_t* out) noexcept nogil
+
+# --- APIC, core/smp.pxi
+# architectural state after RESET, or after INIT (SDM 3A table 10-1); ends with mode_update and an empty TLB
+cdef void cpu_power_up(CpuState* cpu, bint init) noexcept nogil

@@ -32,6 +32,10 @@ cdef extern from *:
     static inline void atomic_store_pointer(void *p, void *v) { __atomic_store_n((void **)p, v, __ATOMIC_SEQ_CST); }
     static inline void atomic_store8(uint8_t *p, uint8_t v) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }
     static inline uint8_t atomic_load8(uint8_t *p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
+    static inline void atomic_or8(uint8_t *p, uint8_t v) { __atomic_fetch_or(p, v, __ATOMIC_SEQ_CST); }
+    static inline void atomic_and8(uint8_t *p, uint8_t v) { __atomic_fetch_and(p, v, __ATOMIC_SEQ_CST); }
+    static inline int atomic_cas8(uint8_t *p, uint8_t was, uint8_t is) {
+        return __atomic_compare_exchange_n(p, &was, is, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST); }
     static inline void atomic_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
     static inline void cpu_relax(void) { __builtin_ia32_pause(); }
     /* timeout_ns < 0: none. Returns when woken, timed out, interrupted, or *p != value: look again. */
@@ -62,6 +66,9 @@ cdef extern from *:
     void atomic_store_pointer(void* p, void* v) noexcept nogil
     uint8_t atomic_load8(uint8_t* p) noexcept nogil
     void atomic_store8(uint8_t* p, uint8_t v) noexcept nogil
+    void atomic_or8(uint8_t* p, uint8_t v) noexcept nogil
+    void atomic_and8(uint8_t* p, uint8_t v) noexcept nogil
+    bint atomic_cas8(uint8_t* p, uint8_t was, uint8_t becomes) noexcept nogil
     void atomic_fence() noexcept nogil
     void cpu_relax() noexcept nogil
     void futex_wait(uint32_t* p, uint32_t value, int64_t timeout_ns) noexcept nogil
