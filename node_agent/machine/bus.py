@@ -45,11 +45,12 @@ class Window:
 
 
 class Bus:
-    """Ranges of one address space. An overlap is a ValueError of vcpu's."""
+    """Ranges of one address space. An overlap is a ValueError of vcpu's. Devices with frames are wide."""
 
     def __init__(self, space: Any, lock: RLock) -> None:
         self._space = space
         self._lock = lock
+        self._moving: dict[int, Window] = {}         # by the device's id: a BAR that moves keeps its window
 
     def attach(self, device: Any) -> None:
         for where in getattr(device, "ports", ()):
@@ -62,7 +63,10 @@ class Bus:
         self._space.add_ports(where.first, where.count, window)
 
     def map_frames(self, where: FrameRange, device: Any) -> None:
-        window = device if hasattr(device, "io_handler") else Window(device, where.gpa, where.size, self._lock)
+        if hasattr(device, "io_handler"):
+            window = device
+        else:
+            window = self._moving.setdefault(id(device), Window(device, where.gpa, where.size, self._lock))
         self._space.add_frames(where.gpa, where.size, window)
 
     def unmap_frames(self, where: FrameRange) -> None:

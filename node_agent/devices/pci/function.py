@@ -46,18 +46,19 @@ class Identity:
 
 
 class BarWindow:
-    """What the bus calls for accesses to one BAR: offsets instead of addresses."""
+    """What the bus calls for accesses to one BAR: offsets instead of addresses. It moves with the BAR."""
 
     wide = True
 
-    def __init__(self, function: PciFunction, number: int, gpa: int) -> None:
-        self._function, self._number, self._gpa = function, number, gpa
+    def __init__(self, function: PciFunction, number: int) -> None:
+        self._function, self._number = function, number
+        self.gpa = 0
 
     def read(self, gpa: int, size: int) -> int:
-        return self._function.read_bar(self._number, gpa - self._gpa, size)
+        return self._function.read_bar(self._number, gpa - self.gpa, size)
 
     def write(self, gpa: int, size: int, value: int) -> None:
-        self._function.write_bar(self._number, gpa - self._gpa, size, value)
+        self._function.write_bar(self._number, gpa - self.gpa, size, value)
 
 
 class PciFunction:
@@ -70,6 +71,7 @@ class PciFunction:
         self._writable = bytearray(256)
         self.bars: dict[int, int] = {}               # number -> size; 64-bit ones take two numbers
         self._mapped: dict[int, FrameRange] = {}
+        self._bar_windows: dict[int, BarWindow] = {}
         self.msix: Msix | None = None
         self._msix_at = 0
         self._next_cap = 0x40
@@ -90,6 +92,7 @@ class PciFunction:
     def add_bar(self, number: int, size: int) -> None:
         """A 64-bit memory BAR of `size` bytes (a power of two, at least 4096)."""
         self.bars[number] = size
+        self._bar_windows[number] = BarWindow(self, number)
         at = BAR0 + 4 * number
         self.config[at] |= BAR_64BIT
         self._writable[at:at + 8] = (-size & (1 << 64) - 1).to_bytes(8, "little")
@@ -168,8 +171,9 @@ class PciFunction:
             if number in self._mapped:
                 self._windows.unmap_frames(self._mapped.pop(number))
             if wanted:
+                self._bar_windows[number].gpa = gpa
                 try:
-                    self._windows.map_frames(wanted, BarWindow(self, number, gpa))
+                    self._windows.map_frames(wanted, self._bar_windows[number])
                 except ValueError:               # over memory or another device: hardware would fight, we wait
                     continue
                 self._mapped[number] = wanted

@@ -1,0 +1,44 @@
+"""Looks inside a kernel file and loads it the way it wants.
+
+    multiboot header ─► multiboot     HdrS ─► bzImage     ELF, 64 bits ─► vmlinux     else: a clear error
+
+Owns:    the order of these questions.
+Never:   trusts a file's name.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from node_agent.boot import acpi_tables, elf, linux, multiboot, unpack
+from node_agent.boot.cpu_state import StartState
+from node_agent.boot.layout import BootError
+
+MAX_FILE_BYTES = 1 << 30
+
+
+def read_file(path: str) -> bytes:
+    try:
+        if Path(path).stat().st_size > MAX_FILE_BYTES:
+            raise BootError(path, "is larger than 1 GiB: no kernel")
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise BootError(path, error.strerror or str(error)) from None
+
+
+def load_kernel(space, cpus: int, kernel: str, initrd: str | None, append: str, modules: tuple[str, ...],
+                cache: Path | None = None) -> StartState:
+    """Kernel and what goes with it into memory, ACPI tables too; the boot processor's state. Raises BootError."""
+    rsdp = acpi_tables.install(space, cpus)
+    data = read_file(kernel)
+    header = multiboot.find_header(data)
+    if header and (header.addresses or data[:4] == elf.MAGIC):
+        return multiboot.load(space, data, header, kernel, append, modules + ((initrd,) if initrd else ()))
+    boot = linux.Boot(append, initrd, rsdp, cache or unpack.cache_folder())
+    if linux.is_bzimage(data):
+        return linux.load_bzimage(space, data, kernel, boot)
+    if data[:4] == elf.MAGIC:
+        return linux.load_vmlinux(space, data, kernel, boot)
+    if not data:
+        raise BootError(kernel, "is empty")
+    raise BootError(kernel, "is no kernel: neither bzImage, nor vmlinux, nor multiboot 1")
