@@ -1,0 +1,1 @@
+"""A VM's serial console: a ring on disk, read while the VM runs and afterwards."""

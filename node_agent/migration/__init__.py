@@ -1,0 +1,1 @@
+"""Live migration: one VM process sends itself to another."""

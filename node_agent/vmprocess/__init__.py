@@ -1,0 +1,1 @@
+"""One VM, one process: the machine inside, its control socket, its files."""

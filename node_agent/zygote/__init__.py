@@ -1,0 +1,1 @@
+"""The process that VM processes are forked from."""
