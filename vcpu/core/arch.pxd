@@ -139,7 +139,6 @@ cdef enum:                       # execution controls, SDM 3C 25.6
     PROC2_RDRAND = 0x800
     PROC2_INVPCID = 0x1000
     ENTRY_IA32E = 0x200
-    DR6_FIXED = 0xFFFF0FF0
     DR6_BD = 0x2000
     DR6_BS = 0x4000
     DR6_BT = 0x8000
@@ -188,6 +187,7 @@ cdef enum:                       # MSRs, SDM 4 chapter 2
 cdef extern from *:              # beyond an int, so no enum's
     """
     #define CR0_PG 0x80000000u
+    #define DR6_ONES 0xFFFF0FF0u
     #define PROC_SECONDARY 0x80000000u
     #define MSR_EFER 0xC0000080u
     #define MSR_STAR 0xC0000081u
@@ -200,6 +200,7 @@ cdef extern from *:              # beyond an int, so no enum's
     #define MSR_TSC_AUX 0xC0000103u
     """
     const unsigned int CR0_PG
+    const unsigned int DR6_ONES
     const unsigned int PROC_SECONDARY
     const unsigned int MSR_EFER
     const unsigned int MSR_STAR

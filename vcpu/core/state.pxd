@@ -328,7 +328,12 @@ cdef struct CpuState:
     uint64_t mtrr_mask[8]
     uint64_t spec_ctrl
     uint64_t rng                 # state of RDRAND, seeded with the clock's seed
-    uint64_t pending_debug       # DR6 bits that the next instruction boundary delivers
+    uint64_t debug_status        # DR6 bits of the #DB under way
+    uint64_t step_traps          # DR6 bits that the end of this instruction delivers
+    uint8_t step_live            # step_begin saw this instruction, and no event came since
+    uint8_t step_tf              # TF and RF as it began
+    uint8_t step_rf
+    uint8_t task_switched        # the last task_switch passed its commit point
     # address space, clock, APIC
     Space* space
     ClockState* clock
