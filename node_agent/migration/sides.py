@@ -352,7 +352,7 @@ class Incoming(Side):
         await vm.on_machine(vm.machines.load, vm.machine, word.machine_state)
         await vm.on_machine(lambda: vm.machine.start(paused=True))
         vm.console.continue_from(word.console_written, word.console_tail)
-        vm.phases = list(word.phases)
+        vm.phases = [pb.Phase(name=p.name, seconds=p.seconds, detail=p.detail) for p in word.phases]
         self._progress.rounds, self._progress.bytes = word.rounds + 1, received
         self._ready_ns = vm.clock.monotonic_ns()
         self.take(Event.LOADED)

@@ -5,6 +5,8 @@
                     end.pb        End, by the VM process, or by the zygote where it could not
                     console       the ring (node_agent.console.ring)
                     log           stderr of the process
+                    lock          held (flock) by the process for all its life: there is never a second one
+                    ran           there as soon as the guest may have executed an instruction here
                     sock          its control socket
 
 A record is "VIRGA" and a format byte, the CRC-32 and the length of the body, the body. It is replaced as a whole
@@ -47,19 +49,25 @@ class CorruptRecord(Exception):
         self.why = why
 
 
-def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Replace `path` as a whole and durably; OSError (a full disk) leaves the old file as it was."""
+def write_atomically(path: Path, data: bytes, mode: int = 0o600, durable: bool = True) -> None:
+    """Replace `path` as a whole; OSError (a full disk) leaves the old file as it was.
+
+    durable=False: survives every process, but perhaps not the host.
+    """
     fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(fd, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.chmod(temporary, mode)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+    if not durable:
+        return
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(folder)
@@ -67,9 +75,9 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
         os.close(folder)
 
 
-def write_record(path: Path, message: Message) -> None:
+def write_record(path: Path, message: Message, durable: bool = True) -> None:
     body = message.SerializeToString()
-    write_atomically(path, _HEADER.pack(MAGIC, zlib.crc32(body), len(body)) + body)
+    write_atomically(path, _HEADER.pack(MAGIC, zlib.crc32(body), len(body)) + body, durable=durable)
 
 
 def read_record(path: Path, kind: type[M]) -> M | None:
@@ -127,6 +135,14 @@ class VmFolder:
     @property
     def log(self) -> Path:
         return self.path / "log"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "lock"
+
+    @property
+    def ran(self) -> Path:
+        return self.path / "ran"
 
     @property
     def socket(self) -> Path:

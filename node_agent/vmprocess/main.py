@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from node_agent.vmprocess import files, sockets
+from node_agent.vmprocess.errors import Refused, to_error
 from node_agent.vmprocess.machines import Machines
 from node_agent.vmprocess.process import VmProcess, log
 from node_agent.vmprocess.server import ControlServer
@@ -25,18 +27,19 @@ from virga.vmm.v1 import vmm_pb2 as pb
 SWITCH_INTERVAL_S = 0.0005       # a device's turn never waits 5 ms behind a busy Python thread
 
 
-def run(folder: files.VmFolder, machines: Machines, asked_at: float, ready: Callable[[str], None]) -> int:
-    """`ready("")` once the socket listens, or `ready(why)` where it never will."""
+def run(folder: files.VmFolder, machines: Machines, asked_at: float, ready: Callable[[pb.Error | None], None]) -> int:
+    """`ready(None)` once the socket listens, or `ready(why)` where it never will."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     try:
         return asyncio.run(_live(folder, machines, asked_at, ready))
     except Exception as error:
         traceback.print_exc()
-        ready(f"{type(error).__name__}: {error}")
+        ready(to_error(error))
         return 1
 
 
-async def _live(folder: files.VmFolder, machines: Machines, asked_at: float, ready: Callable[[str], None]) -> int:
+async def _live(folder: files.VmFolder, machines: Machines, asked_at: float, ready: Callable[[pb.Error | None], None]) -> int:
+    held = _lock(folder)
     record = folder.record()
     if record is None:
         raise FileNotFoundError(f"{folder.record_file} is missing")
@@ -49,13 +52,25 @@ async def _live(folder: files.VmFolder, machines: Machines, asked_at: float, rea
     await vm.create()
     await server.listen(sockets.listen(folder.socket))
     vm.milestone("process", "")
-    ready("")
+    ready(None)
     await vm.ended.wait()
     await asyncio.sleep(0.02)                        # whoever listens hears of the end
     server.close()
     folder.socket.unlink(missing_ok=True)
     await vm.close()
+    os.close(held)
     return 0
+
+
+def _lock(folder: files.VmFolder) -> int:
+    """Whoever was forked twice, and however: only one gets past here while it lives."""
+    fd = os.open(folder.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise Refused("the VM has a process already") from None
+    return fd
 
 
 def become_vm(folder: files.VmFolder) -> None:

@@ -23,8 +23,9 @@ from typing import Any, TypeVar
 
 from node_agent.console.console import Console, Milestones
 from node_agent.vmprocess import files
+from node_agent.vmprocess.errors import Refused
 from node_agent.vmprocess.identity import ProcessId
-from node_agent.vmprocess.lifecycle import Event, Lifecycle, NotNow, State
+from node_agent.vmprocess.lifecycle import Event, Lifecycle, State
 from node_agent.vmprocess.machines import Machines
 from virga.vmm.v1 import vmm_pb2 as pb
 
@@ -103,7 +104,7 @@ class VmProcess:
                 return
             self.lifecycle.check(Event.START)
             await self.on_machine(self.machines.boot, self.machine)
-            self.ran = True
+            self._mark_ran()
             await self.on_machine(self.machine.start)
             self.change(Event.START)
 
@@ -120,6 +121,7 @@ class VmProcess:
             if self.lifecycle.state is State.RUNNING:
                 return
             self.lifecycle.check(Event.RESUME)
+            self._mark_ran()
             await self.on_machine(self.machine.resume)
             self.change(Event.RESUME)
 
@@ -140,6 +142,12 @@ class VmProcess:
     def _require_live(self, what: str) -> None:
         if self.lifecycle.state not in (State.RUNNING, State.PAUSED):
             raise Refused(f"cannot {what}: the VM is {self.lifecycle.state.name.lower()}")
+
+    def _mark_ran(self) -> None:
+        """On disk before the first instruction: that a copy never ran must be certain when it is said."""
+        if not self.ran:
+            self.folder.ran.touch(mode=0o600)
+            self.ran = True
 
     # ---- migration's hold on the machine -----------------------------------------------------------------------
 
@@ -166,8 +174,8 @@ class VmProcess:
         async with self._order:
             event = Event.ENTER_PAUSED if paused else Event.ENTER
             self.lifecycle.check(event)
-            self.ran = self.ran or not paused
             if not paused:
+                self._mark_ran()
                 await self.on_machine(self.machine.resume)
             self.change(event)
 
@@ -267,10 +275,3 @@ class VmProcess:
                 self.machine.close()
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(asyncio.shield(self.on_machine(stop)), STOP_TIMEOUT_S)
-
-
-class Refused(Exception):
-    """Not now: the VM or the connection is in another state."""
-
-
-__all__ = ["Clock", "NotNow", "Refused", "VmProcess", "log"]

@@ -11,14 +11,13 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Coroutine
 
-from node_agent.migration.protocol import NotAllowed
 from node_agent.migration.sides import Incoming, Outgoing
 from node_agent.version import VERSION
 from node_agent.vmprocess import wire
+from node_agent.vmprocess.errors import Refused, to_error
 from node_agent.vmprocess.identity import ProcessId
-from node_agent.vmprocess.lifecycle import NotNow
 from node_agent.vmprocess.machines import BadConfig
-from node_agent.vmprocess.process import Refused, VmProcess, log
+from node_agent.vmprocess.process import VmProcess, log
 from virga.vmm.v1 import vmm_pb2 as pb
 
 PROTOCOL = 1
@@ -74,7 +73,7 @@ class Connection:
             # a change of state, once begun, is not left half done because whoever asked went away
             reply = await asyncio.shield(self.server.keep(handler(self, request)))
         except Exception as error:
-            reply = pb.Reply(error=_error(error))
+            reply = pb.Reply(error=to_error(error))
         reply.id = request.id
         await self._send(pb.FromServer(reply=reply))
 
@@ -100,7 +99,7 @@ class Connection:
         if self._attached:
             raise Refused("this connection is attached already")
         if call.write:
-            self.server.claim_writer(self)
+            self.server.claim_writer(self, call.steal)
         self._attached = True
         offset = call.offset
         if offset < 0:
@@ -138,8 +137,8 @@ class ControlServer:
         except Exception as error:
             log("connection.failed", error=repr(error))
 
-    def claim_writer(self, who: Connection) -> None:
-        if self.writer is not None and self.writer is not who:
+    def claim_writer(self, who: Connection, steal: bool) -> None:
+        if self.writer is not None and self.writer is not who and not steal:
             raise Refused("the console has a writer already")
         self.writer = who
 
@@ -251,16 +250,3 @@ CALLS: dict[str, Handler] = {
     "release": _release,
     "cancel_migration": _cancel_migration,
 }
-
-def _error(error: Exception) -> pb.Error:
-    kinds = pb.Error
-    if isinstance(error, BadConfig):
-        return pb.Error(kind=kinds.KIND_INVALID, message=str(error), field=error.field)
-    if isinstance(error, (Refused, NotNow, NotAllowed)):
-        return pb.Error(kind=kinds.KIND_CONFLICT, message=str(error))
-    if isinstance(error, wire.WireError):
-        return pb.Error(kind=kinds.KIND_UNKNOWN_CALL, message=str(error))
-    if isinstance(error, ValueError):
-        return pb.Error(kind=kinds.KIND_INVALID, message=str(error))
-    log("call.failed", error=repr(error))
-    return pb.Error(kind=kinds.KIND_FAILED, message=f"{type(error).__name__}: {error}")

@@ -30,7 +30,7 @@ from pathlib import Path
 
 from node_agent.version import VERSION
 from node_agent.vmprocess import files, sockets, wire
-from node_agent.vmprocess.identity import ProcessId
+from node_agent.vmprocess.identity import ProcessId, boot_id
 from node_agent.vmprocess.machines import Machines
 from node_agent.vmprocess.main import become_vm, run
 from node_agent.vmprocess.process import log
@@ -38,6 +38,7 @@ from virga.vmm.v1 import vmm_pb2 as pb
 
 PROTOCOL = 1
 CLIENT_TIMEOUT_S = 5.0
+PIPE_BUF = 4096                       # written and read as one piece: pipe(7)
 
 
 @dataclass
@@ -48,7 +49,6 @@ class Child:
     client: socket.socket | None         # waits for the answer
     request: int
     pipe: int                            # where the child says that it listens, or why not
-    said: bytes = b""
 
 
 class Zygote:
@@ -172,7 +172,8 @@ class Zygote:
         self._selector.register(pipe_read, selectors.EVENT_READ, self._child_said)
         try:
             files.write_record(folder.process_file, pb.ProcessRecord(
-                format=1, pid=pid, start_time=who.start_time, generation=request.spawn.generation))
+                format=1, pid=pid, start_time=who.start_time, generation=request.spawn.generation,
+                boot_id=boot_id()))
         except OSError as error:
             # unknown to the next agent: better that it never ran than that it runs unseen
             os.kill(pid, signal.SIGKILL)
@@ -193,10 +194,11 @@ class Zygote:
             gc.enable()
             become_vm(folder)
 
-            def ready(why: str) -> None:
+            def ready(why: pb.Error | None) -> None:
                 nonlocal pipe
                 if pipe >= 0:
-                    os.write(pipe, why.encode()[:4000] or b"\0")
+                    reply = pb.Reply(error=why) if why else pb.Reply(spawned=pb.Spawned())
+                    os.write(pipe, wire.encode(reply)[:PIPE_BUF])
                     os.close(pipe)
                     pipe = -1
             status = run(folder, self.machines, asked_at, ready)
@@ -207,16 +209,20 @@ class Zygote:
 
     def _child_said(self, pipe: int) -> None:
         child = next(c for c in self.children.values() if c.pipe == pipe)
-        said = os.read(pipe, 4096)
+        said = os.read(pipe, PIPE_BUF)
         self._selector.unregister(pipe)
         os.close(pipe)
         child.pipe = -1
-        if said == b"\0":
-            self._reply(child.client, pb.Reply(id=child.request, spawned=pb.Spawned(
-                pid=child.id.pid, start_time=child.id.start_time)))
-        else:
-            why = said.decode(errors="replace") or "the VM process ended before it began"
-            self._refuse(child.client, child.request, pb.Error.KIND_FAILED, why)
+        try:
+            reply = wire.decode(pb.Reply, said[4:])
+        except wire.WireError:
+            reply = pb.Reply()
+        if reply.HasField("spawned"):
+            reply.spawned.pid, reply.spawned.start_time = child.id.pid, child.id.start_time
+        elif not reply.HasField("error"):
+            reply.error.kind, reply.error.message = pb.Error.KIND_FAILED, "the VM process ended before it began"
+        reply.id = child.request
+        self._reply(child.client, reply)
         child.client = None
 
     def _reap(self) -> None:
@@ -245,7 +251,7 @@ class Zygote:
             log("end.corrupt", error=str(error))
         code = os.waitstatus_to_exitcode(status)
         end = pb.End(format=1, generation=child.generation, pid=child.id.pid, start_time=child.id.start_time,
-                     unix_time=time.time(), ran=True)
+                     unix_time=time.time(), ran=child.folder.ran.exists())
         if code < 0:
             end.reason, end.value = pb.END_REASON_SIGNAL, -code
             end.detail = f"killed by signal {-code} ({signal.strsignal(-code) or 'unknown'})"
