@@ -217,9 +217,9 @@ class VirtioPci(PciFunction):
 
     def _write_common(self, at: int, size: int, value: int) -> None:
         if at == 0x00:
-            self._feature_select = value
+            self._feature_select = value & 0xFFFFFFFF
         elif at == 0x08:
-            self._driver_feature_select = value
+            self._driver_feature_select = value & 0xFFFFFFFF
         elif at == 0x0C and self._driver_feature_select < 2 and not self._status & STATUS_FEATURES_OK:
             shift = 32 * self._driver_feature_select
             kept = self._driver_features & ~(0xFFFFFFFF << shift)
