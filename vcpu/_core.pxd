@@ -36,6 +36,50 @@ cdef void vm_exit_op(CpuState* cpu, Op* op, uint32_t reason, uint64_t qualificat
 # recompute cpu.mode_key, code64, long_mode, tlb, the FS/GS slots after CR, EFER, CS, SS, CPL, EFLAGS.AC/VM or DR7 changed
 cdef void mode_update(CpuState* cpu) noexcept nogil
 
+# --- CORE, core/engine.pxi
+# cpu.rip is set and counted: on to the block there. The last act of a handler (a tail call)
+cdef void next_block(CpuState* cpu) noexcept nogil
+
+cdef bint load_segment(CpuState* cpu, uint32_t which, uint16_t selector) noexcept nogil
+cdef bint load_ldtr(CpuState* cpu, uint16_t selector, uint32_t vector) noexcept nogil
+cdef bint load_tr(CpuState* cpu, uint16_t selector) noexcept nogil
+cdef bint read_descriptor(CpuState* cpu, uint16_t selector, uint32_t vector, uint32_t ext, uint64_t* d) noexcept nogil
+cdef bint seg_linear(CpuState* cpu, uint32_t which, uint64_t offset, uint32_t size, bint write,
+                     gva_t* linear) noexcept nogil
+# a function of SYSTEM's returned False: deliver the vector and error code it left
+cdef void fault_refused(CpuState* cpu, Op* op) noexcept nogil
+cdef bint sys_access(CpuState* cpu, gva_t gva, uint8_t* data, uint32_t size, uint32_t access) noexcept nogil
+
+# --- SYSTEM, core/exception.pxi: software interrupts; the two sides of a single step; I/O breakpoints
+cdef void soft_interrupt(CpuState* cpu, Op* op, uint32_t vector, uint32_t kind) noexcept nogil
+cdef bint step_begin(CpuState* cpu) noexcept nogil
+cdef void step_end(CpuState* cpu) noexcept nogil
+cdef void io_breakpoints(CpuState* cpu, uint32_t port, uint32_t size) noexcept nogil
+
+# --- SYSTEM, core/transfer.pxi: each retires op and leaves to its target, or delivers op's fault
+cdef void far_jump(CpuState* cpu, Op* op, uint16_t selector, uint64_t rip) noexcept nogil
+cdef void far_call(CpuState* cpu, Op* op, uint16_t selector, uint64_t rip, uint32_t size) noexcept nogil
+cdef void far_return(CpuState* cpu, Op* op, uint32_t size, uint32_t release) noexcept nogil
+cdef void iret(CpuState* cpu, Op* op, uint32_t size) noexcept nogil
+cdef void syscall(CpuState* cpu, Op* op) noexcept nogil
+cdef void sysret(CpuState* cpu, Op* op) noexcept nogil
+cdef void sysenter(CpuState* cpu, Op* op) noexcept nogil
+cdef void sysexit(CpuState* cpu, Op* op) noexcept nogil
+# RFLAGS as IRET and POPF load them at privilege cpl; the caller does mode_update and returns to the loop
+cdef void load_flags(CpuState* cpu, uint64_t value, uint32_t size, uint32_t cpl) noexcept nogil
+
+# --- SYSTEM, core/control.pxi, msr.pxi, cpuid.pxi: False means refused
+cdef bint cr_write_exits(CpuState* cpu, uint32_t which, uint64_t value) noexcept nogil
+cdef bint write_cr(CpuState* cpu, uint32_t which, uint64_t value) noexcept nogil
+cdef uint64_t read_cr(CpuState* cpu, uint32_t which) noexcept nogil
+cdef bint load_debug(CpuState* cpu, uint32_t which, uint64_t value) noexcept nogil
+cdef bint read_msr(CpuState* cpu, uint32_t msr, uint64_t* value) noexcept nogil
+cdef bint write_msr(CpuState* cpu, uint32_t msr, uint64_t value) noexcept nogil
+cdef void cpuid(CpuState* cpu, uint32_t leaf, uint32_t sub, uint32_t* out) noexcept nogil
+cdef void tlb_flush_page(CpuState* cpu, gva_t gva) noexcept nogil
+cdef void tlb_flush_pcid(CpuState* cpu, uint32_t pcid) noexcept nogil
+cdef void tlb_flush_nonglobal(CpuState* cpu) noexcept nogil
+
 # --- CORE, core/blocks.pxi: what SYSTEM's fragments call
 # after a store of this vCPU into a frame with decoded code: drop its blocks there, tell the others (space_wrote_code)
 cdef void code_written(CpuState* cpu, gpa_t gpa, uint32_t size) noexcept nogil

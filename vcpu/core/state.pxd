@@ -63,7 +63,7 @@ cdef enum:
     VECTOR_MC = 18
     VECTOR_XM = 19
     NO_ERROR_CODE = -1
-    NO_EXIT = 0xFFFFFFFF
+    NO_EXIT = 0xFFFFFFFFU
     RMW_MBUF = 1                 # mem_rmw handed out cpu.mbuf: write it back
     RMW_CODE = 2                 # … a frame with decoded code: drop the blocks
     RMW_LOCKED = 4               # … under the lock that stops the other vCPUs
@@ -219,6 +219,8 @@ cdef struct CpuState:
     uint32_t rflags_sys          # every flag but CF PF AF ZF SF OF; bit 1 set
     int64_t budget               # retired instructions left before the loop must look
     uint64_t retired             # total; exact outside blocks
+    int64_t budget_start         # budget when `retired` was last made exact
+    void* code                   # CodeCache of engine.pxd
     uint32_t attention           # atomic OR from any thread
     uint32_t mode_key            # part of the block key: CS.L/D, SS.B, paging, CPL, address-size facts
     TlbEntry* tlb                # the set of the current privilege and PCID
@@ -253,6 +255,9 @@ cdef struct CpuState:
     uint16_t fcs
     uint16_t fds
     uint32_t mxcsr
+    uint32_t mxcsr_work[3]       # scratch of the kernels, behind mxcsr: see vcpu/ops/sse_kernels.h
+    uint64_t fpu_temp
+    uint8_t fpu_area[576]        # an image on its way to or from memory
     # scratch of the memory slow path
     uint8_t mbuf[128]
     uint64_t mbuf_gva
@@ -303,6 +308,7 @@ cdef struct CpuState:
     uint32_t entry_length
     uint32_t cr3_target_count
     uint64_t cr3_target[4]
+    int64_t vmcs_tsc_offset
     uint64_t cr0_mask
     uint64_t cr0_shadow
     uint64_t cr4_mask

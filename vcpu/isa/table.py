@@ -25,6 +25,7 @@ operands, in the manual's order, separated by commas:
     a8 a                      AL, or AX/EAX/RAX: a register operand in op.b
     cl                        CL
     m8 … m512, m, m0          memory only, of so many bits; m: by operand size; m0: an address, nothing is accessed
+    ea                        memory form, but the offset alone is meant (LEA): no segment, no address step
     moffs8 moffs              memory at an address in the instruction
     imm8 imm8s imm16 imm immv one       zero-extended byte, sign-extended byte, word, z (sign-extended), v, constant 1
     rel8 rel                  branch distance
@@ -67,7 +68,7 @@ IMMEDIATES = {"": 0, "ib": 1, "ibs": 2, "iw": 3, "iz": 4, "iv": 5, "iwib": 6, "p
 REG_NONE, REG_GPR8, REG_GPR, REG_RAW = range(4)
 RM_NONE, RM_GPR8, RM_GPR, RM_RAW, RM_OPCODE8, RM_OPCODE, RM_ACC, RM_STI = range(8)
 
-ROW_FLAGS = {"ends": 1, "lock": 2, "swap": 4, "cpl0": 8, "modrm": 16, "write": 32}
+ROW_FLAGS = {"ends": 1, "lock": 2, "swap": 4, "cpl0": 8, "modrm": 16, "write": 32, "no_ea": 64}
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,7 @@ class Operands:
     mem_bits: int | None = None  # None: by operand size; 0: nothing is accessed
     mod: int = 3
     immediate: str = ""
+    no_ea: bool = False
     sized: bool = False          # the names depend on the operand size
     reg_form: list[str] = field(default_factory=list)
     mem_form: list[str] = field(default_factory=list)
@@ -225,6 +227,9 @@ def parse_operand(o: Operands, token: str) -> None:
         o.mem_bits = 8 if token == "moffs8" else None
         o.immediate, o.mod = "moffs", 1
         o.add("m8" if token == "moffs8" else "m{s}")
+    elif token == "ea":
+        o.mod, o.mem_bits, o.no_ea = 1, 0, True
+        o.add("m")
     elif m := re.fullmatch(r"m(\d*)", token):
         o.mod = 1
         o.mem_bits = int(m.group(1)) if m.group(1) else None
@@ -303,7 +308,7 @@ def pack_row(row: Row, number: int, ids: dict[str, int]) -> bytes:
     e, o, insn = row.encoding, row.operands, row.insn
     flags = 0
     for name, on in (("ends", insn.block == ENDS), ("lock", insn.lock), ("swap", insn.swap),
-                     ("cpl0", insn.cpl == 0), ("modrm", e.modrm)):
+                     ("cpl0", insn.cpl == 0), ("modrm", e.modrm), ("no_ea", o.no_ea)):
         flags |= ROW_FLAGS[name] if on else 0
     first = insn.operands.split(",")[0].strip()
     if insn.mnemonic not in ("cmp", "test", "bt") and re.match(r"(rm|m|moffs|r\d+/m|xmm2/m|mm2/m)", first):
