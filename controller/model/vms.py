@@ -118,6 +118,10 @@ def observed(record: VmRecord, status: VmStatus, assignment: Assignment, report:
     """What a report by the VM's node makes of its status. Reports of an older owner or run change nothing."""
     if report.generation < assignment.generation:
         return status
+    if report.run < record.run and record.power is Power.STOPPED and report.state in ENDED and not record.delete_time:
+        if status.state in ENDED and status.run == record.run:
+            return status
+        return VmStatus(state=VmState.STOPPED, state_time=now, run=record.run)         # stopped before it began
     if report.run < record.run or record.delete_time:
         return _awaiting(record, status, assignment.node, now)
     same_run = status.run == report.run

@@ -1,0 +1,1 @@
+"""The public API: each handler authorises, validates, loads, decides, commits."""

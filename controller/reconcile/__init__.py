@@ -1,0 +1,1 @@
+"""Observed against desired, again and again, until they are equal. Each reconciler may be killed anywhere."""
