@@ -111,7 +111,7 @@ cdef void apic_reset(CpuState* cpu, bint init) noexcept nogil:
     apic.tpr = 0
     apic.svr = 0xFF
     apic.ldr = x2apic_ldr(apic.id) if apic.base & APIC_BASE_EXTD else 0
-    apic.dfr = 0xFFFFFFFF
+    apic.dfr = 0xFFFFFFFFU
     apic.esr = 0
     apic.esr_new = 0
     apic.icr = 0
@@ -258,7 +258,7 @@ cdef void apic_receive(CpuState* cpu, uint32_t mode, uint32_t vector, bint level
 cdef bint apic_matches(CpuState* cpu, uint32_t destination, bint logical, bint wide) noexcept nogil:
     """SDM 3A 11.6.2. wide: a 32-bit destination, of an x2APIC."""
     cdef Apic* apic = &cpu.apic
-    cdef uint32_t broadcast = 0xFFFFFFFF if wide else 0xFF
+    cdef uint32_t broadcast = 0xFFFFFFFFU if wide else 0xFF
     if not apic_is_enabled(cpu):
         return False
     if destination == broadcast:
@@ -371,7 +371,7 @@ cdef void timer_set_tsc_deadline(CpuState* cpu, uint64_t tsc) noexcept nogil:
         return
     ticks = tsc - <uint64_t>cpu.apic.tsc_offset
     if cpu.clock.tsc_hz != NS:
-        if ticks >> 63 or ticks // cpu.clock.tsc_hz > 9000000000:      # 285 years
+        if ticks >> 63 or ticks // cpu.clock.tsc_hz > 9000000000ULL:      # 285 years
             ticks = TIMER_NEVER - 1
         else:
             ticks = scale64(ticks, NS, cpu.clock.tsc_hz) + 1

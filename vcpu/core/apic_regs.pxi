@@ -121,14 +121,14 @@ cdef bint xapic_writes(CpuState* cpu, uint32_t reg, uint32_t value) noexcept nog
     if reg == REG_ID:
         cpu.apic.id = value >> 24
     elif reg == REG_LDR:
-        cpu.apic.ldr = value & 0xFF000000
+        cpu.apic.ldr = value & 0xFF000000U
     elif reg == REG_DFR:
         cpu.apic.dfr = value | 0x0FFFFFFF
     elif reg == REG_ICR:
-        cpu.apic.icr = (cpu.apic.icr & <uint64_t>0xFFFFFFFF00000000) | (value & 0xCCFFF)
+        cpu.apic.icr = (cpu.apic.icr & <uint64_t>0xFFFFFFFF00000000ULL) | (value & 0xCCFFF)
         apic_send_ipi(cpu, cpu.apic.icr)
     elif reg == REG_ICR2:
-        cpu.apic.icr = <uint64_t>(value & 0xFF000000) << 32 | (cpu.apic.icr & 0xFFFFFFFF)
+        cpu.apic.icr = <uint64_t>(value & 0xFF000000U) << 32 | (cpu.apic.icr & 0xFFFFFFFFU)
     else:
         return apic_writes(cpu, reg, value)
     return True
@@ -169,7 +169,7 @@ cdef bint x2apic_wrmsr(CpuState* cpu, uint32_t reg, uint64_t value) noexcept nog
     if not apic_is_x2apic(cpu):
         return False
     if reg == REG_ICR:
-        if value & 0xFFF32000:                   # delivery status is gone; 13, 16, 17, 20.. are reserved
+        if value & 0xFFF32000U:                   # delivery status is gone; 13, 16, 17, 20.. are reserved
             return False
         cpu.apic.icr = value
         apic_send_ipi(cpu, value)
@@ -197,7 +197,7 @@ cdef bint write_apic_base(CpuState* cpu, uint64_t value) noexcept nogil:
     cdef uint64_t was = cpu.apic.base
     cdef uint64_t mode = value & (APIC_BASE_EN | APIC_BASE_EXTD)
     cdef uint64_t was_mode = was & (APIC_BASE_EN | APIC_BASE_EXTD)
-    if value & ~<uint64_t>(APIC_BASE_BSP | APIC_BASE_EXTD | APIC_BASE_EN) & ~<uint64_t>0xFFFFFFF000:
+    if value & ~<uint64_t>(APIC_BASE_BSP | APIC_BASE_EXTD | APIC_BASE_EN) & ~<uint64_t>0xFFFFFFF000ULL:
         return False
     if mode == APIC_BASE_EXTD or (was_mode == 0 and mode & APIC_BASE_EXTD):
         return False
@@ -207,7 +207,7 @@ cdef bint write_apic_base(CpuState* cpu, uint64_t value) noexcept nogil:
     if mode & APIC_BASE_EXTD and not was_mode & APIC_BASE_EXTD:
         cpu.apic.id = cpu.index
         cpu.apic.ldr = x2apic_ldr(cpu.index)
-        cpu.apic.dfr = 0xFFFFFFFF
+        cpu.apic.dfr = 0xFFFFFFFFU
     if mode == 0 and was_mode != 0:
         cpu.apic.svr = 0xFF
         cpu.apic.id = cpu.index

@@ -16,7 +16,7 @@ cdef uint64_t CR4_FLUSHES = CR4_PSE | CR4_PAE | CR4_PGE | CR4_PCIDE | CR4_SMEP |
 cdef bint load_pdptes(CpuState* cpu, uint64_t cr3) noexcept nogil:
     """PAE paging reads its four top entries with CR3 (SDM 3A 4.4.1). Reserved bits: #GP(0)."""
     cdef uint64_t entries[4]
-    cdef uint8_t* p = phys_page(cpu, cr3 & 0xFFFFFFE0, False)
+    cdef uint8_t* p = phys_page(cpu, cr3 & 0xFFFFFFE0U, False)
     cdef int i
     if p == NULL:
         memset(entries, 0xFF, sizeof(entries))
@@ -24,7 +24,7 @@ cdef bint load_pdptes(CpuState* cpu, uint64_t cr3) noexcept nogil:
         memcpy(entries, p, sizeof(entries))
     for i in range(4):
         # bits 63:40, 8:5, 2:1
-        if entries[i] & PTE_P and entries[i] & 0xFFFFFF00000001E6:
+        if entries[i] & PTE_P and entries[i] & 0xFFFFFF00000001E6ULL:
             return refuse(cpu, VECTOR_GP, 0)
     memcpy(cpu.pdpte, entries, sizeof(entries))
     return True
@@ -43,7 +43,7 @@ cdef bint load_cr3_value(CpuState* cpu, uint64_t value) noexcept nogil:
         if value >> PHYS_BITS:
             return refuse(cpu, VECTOR_GP, 0)
     else:
-        value &= 0xFFFFFFFF
+        value &= 0xFFFFFFFFU
     if pae_paging(cpu) and not load_pdptes(cpu, value):
         return False
     cpu.cr3 = value
@@ -108,7 +108,7 @@ cdef void tlb_forget_pcids(CpuState* cpu) noexcept nogil:
     """All sets are empty: give the current PCID slot 0."""
     cdef uint32_t slot
     for slot in range(TLB_SLOTS):
-        cpu.tlb_pcid[slot] = 0xFFFFFFFF
+        cpu.tlb_pcid[slot] = 0xFFFFFFFFU
         cpu.tlb_age[slot] = 0
     cpu.tlb_pcid[0] = <uint32_t>cpu.cr3 & 0xFFF if cpu.cr4 & CR4_PCIDE else 0
     cpu.tlb_slot = 0
@@ -135,7 +135,7 @@ cdef bint load_debug(CpuState* cpu, uint32_t which, uint64_t value) noexcept nog
         if which == 6:
             cpu.dr[6] = (value & 0xE00F) | DR6_ONES
         else:
-            cpu.dr[7] = (value & 0xFFFF2BFF) | DR7_FIXED
+            cpu.dr[7] = (value & 0xFFFF2BFFU) | DR7_FIXED
             tlb_flush_all(cpu)
             mode_update(cpu)
         return True

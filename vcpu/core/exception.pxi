@@ -58,7 +58,7 @@ cdef inline bint is_contributory(uint32_t vector) noexcept nogil:
 
 cdef uint32_t event_info(Event* event) noexcept nogil:
     """The interruption-information field (SDM 3C 25.9.2)."""
-    cdef uint32_t info = event.vector | event.kind << 8 | 0x80000000
+    cdef uint32_t info = event.vector | event.kind << 8 | 0x80000000U
     if event.error_code >= 0:
         info |= 0x800
     return info
@@ -203,7 +203,7 @@ cdef bint deliver_real(CpuState* cpu, Event* event) noexcept nogil:
     cdef uint64_t sp = cpu.regs[4]
     if event.vector * 4 + 3 > cpu.idtr_limit:
         return refuse(cpu, VECTOR_GP, 0)
-    if not sys_read(cpu, (cpu.idtr_base + event.vector * 4) & 0xFFFFFFFF, &pointer, 4):
+    if not sys_read(cpu, (cpu.idtr_base + event.vector * 4) & 0xFFFFFFFFU, &pointer, 4):
         return False
     if not (push_to(cpu, &cpu.seg[SEG_SS], &sp, flags_get(cpu) & 0xFFFF, 2, 0, 0)
             and push_to(cpu, &cpu.seg[SEG_SS], &sp, cpu.seg[SEG_CS].selector, 2, 0, 0)
@@ -220,11 +220,11 @@ cdef bint deliver_real(CpuState* cpu, Event* event) noexcept nogil:
 cdef bint push_to(CpuState* cpu, Segment* ss, uint64_t* sp, uint64_t value, uint32_t size, uint32_t access,
                   uint32_t ext) noexcept nogil:
     """Push on a stack outside 64-bit mode; access: whose privilege (ACCESS_*). Refuses #SS(ext) at the limit."""
-    cdef uint64_t mask = 0xFFFFFFFF if ss.rights & AR_DB else 0xFFFF
+    cdef uint64_t mask = 0xFFFFFFFFU if ss.rights & AR_DB else 0xFFFF
     cdef uint64_t offset = (sp[0] - size) & mask
     if not segment_allows(cpu, ss, offset, size, True):
         return refuse(cpu, VECTOR_SS, ext)
-    if not sys_access(cpu, (ss.base + offset) & 0xFFFFFFFF, <uint8_t*>&value, size, access | ACCESS_WRITE):
+    if not sys_access(cpu, (ss.base + offset) & 0xFFFFFFFFU, <uint8_t*>&value, size, access | ACCESS_WRITE):
         return False
     sp[0] = (sp[0] & ~mask) | offset
     return True
@@ -307,7 +307,7 @@ cdef bint deliver_long(CpuState* cpu, Event* event) noexcept nogil:
     elif cpl < cpu.cpl:
         if not tss_stack64(cpu, 4 + cpl * 8, event.ext, &rsp):
             return False
-    target = (gate[0] & 0xFFFF) | ((gate[0] >> 32) & 0xFFFF0000) | (gate[1] << 32)
+    target = (gate[0] & 0xFFFF) | ((gate[0] >> 32) & 0xFFFF0000U) | (gate[1] << 32)
     if not canonical(target):
         return refuse(cpu, VECTOR_GP, event.ext)
     rsp &= ~<uint64_t>15
@@ -349,7 +349,7 @@ cdef bint tss_stack(CpuState* cpu, uint32_t cpl, uint32_t ext, Segment* ss, uint
     if cpu.seg[SEG_TR].rights & AR_UNUSABLE or offset + (7 if wide else 3) > cpu.seg[SEG_TR].limit:
         return refuse(cpu, VECTOR_TS, (cpu.seg[SEG_TR].selector & 0xFFFC) | ext)
     pointer[1] = 0
-    if not sys_read(cpu, (cpu.seg[SEG_TR].base + offset) & 0xFFFFFFFF, pointer, 8 if wide else 4):
+    if not sys_read(cpu, (cpu.seg[SEG_TR].base + offset) & 0xFFFFFFFFU, pointer, 8 if wide else 4):
         return False
     if wide:
         sp[0] = pointer[0]
@@ -370,13 +370,13 @@ cdef bint deliver_protected(CpuState* cpu, Event* event) noexcept nogil:
     cdef uint32_t size, access, target
     cdef uint64_t flags = flags_get(cpu)
     cdef bint vm86 = in_vm86(cpu)
-    cdef int which
+    cdef int which, n
     if not read_gate(cpu, event, 8, gate):
         return False
     if gate[0] >> 40 & 0x1F == TYPE_TASK:
         return deliver_task(cpu, event, <uint16_t>(gate[0] >> 16))
     size = 4 if gate[0] >> 40 & 8 else 2
-    target = <uint32_t>(gate[0] & 0xFFFF) | (<uint32_t>(gate[0] >> 32) & 0xFFFF0000 if size == 4 else 0)
+    target = <uint32_t>(gate[0] & 0xFFFF) | (<uint32_t>(gate[0] >> 32) & 0xFFFF0000U if size == 4 else 0)
     if not read_handler_segment(cpu, <uint16_t>(gate[0] >> 16), event.ext, &cs, &cpl):
         return False
     if cpl < cpu.cpl and not tss_stack(cpu, cpl, event.ext, &ss, &sp):
@@ -387,7 +387,10 @@ cdef bint deliver_protected(CpuState* cpu, Event* event) noexcept nogil:
         flags |= RF_RF
     access = ACCESS_USER if cpl == 3 else ACCESS_IMPLICIT
     if vm86:
-        for which in (SEG_GS, SEG_FS, SEG_DS, SEG_ES):
+        for n in range(6):
+            which = SEG_GS - n
+            if which == SEG_CS or which == SEG_SS:
+                continue
             if not push_to(cpu, &ss, &sp, cpu.seg[which].selector, size, access, event.ext):
                 return False
     if cpl < cpu.cpl:
@@ -401,7 +404,10 @@ cdef bint deliver_protected(CpuState* cpu, Event* event) noexcept nogil:
     if event.error_code >= 0 and not push_to(cpu, &ss, &sp, <uint64_t>event.error_code, size, access, event.ext):
         return False
     if vm86:
-        for which in (SEG_GS, SEG_FS, SEG_DS, SEG_ES):
+        for n in range(6):
+            which = SEG_GS - n
+            if which == SEG_CS or which == SEG_SS:
+                continue
             load_null(cpu, which, 0)
     cpu.cpl = cpl
     cpu.seg[SEG_CS] = cs
@@ -476,7 +482,7 @@ cdef bint step_begin(CpuState* cpu) noexcept nogil:
     """Before each instruction in KEY_STEP. False: an instruction breakpoint was delivered instead of it."""
     cdef uint32_t i
     cdef uint64_t hits = 0
-    cdef uint64_t linear = cpu.rip if cpu.code64 else (cpu.seg[SEG_CS].base + cpu.rip) & 0xFFFFFFFF
+    cdef uint64_t linear = cpu.rip if cpu.code64 else (cpu.seg[SEG_CS].base + cpu.rip) & 0xFFFFFFFFU
     cpu.step_rf = (cpu.rflags_sys & RF_RF) != 0
     cpu.step_tf = (cpu.rflags_sys & RF_TF) != 0
     cpu.step_traps = 0

@@ -130,7 +130,7 @@ cdef bint check_access(CpuState* cpu, Op* op, gva_t gva, uint32_t size, uint32_t
     """What TLB_MODE_SLOW exists for: #AC and data breakpoints. False: the fault is delivered."""
     if cpu.tlb_mode != TLB_MODE_SLOW:
         return True
-    if (cpu.cpl == 3 and cpu.cr0 & CR0_AM and cpu.rflags_sys & RFLAGS_AC and size in (2, 4, 8)
+    if (cpu.cpl == 3 and cpu.cr0 & CR0_AM and cpu.rflags_sys & RF_AC and size in (2, 4, 8)
             and gva & (size - 1)):
         fault(cpu, op, VECTOR_AC, 0)
         return False

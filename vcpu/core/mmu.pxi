@@ -30,9 +30,9 @@ cdef enum:
     PHYS_BITS = 40
 
 cdef uint64_t PTE_NX = <uint64_t>1 << 63
-cdef uint64_t PTE_ADDRESS = 0x000000FFFFFFF000
-cdef uint64_t PTE_RSVD_LONG = 0x000FFF0000000000        # bits 51:40
-cdef uint64_t PTE_RSVD_PAE = 0x7FFFFF0000000000         # bits 62:40
+cdef uint64_t PTE_ADDRESS = 0x000000FFFFFFF000ULL
+cdef uint64_t PTE_RSVD_LONG = 0x000FFF0000000000ULL        # bits 51:40
+cdef uint64_t PTE_RSVD_PAE = 0x7FFFFF0000000000ULL         # bits 62:40
 cdef uint8_t open_bus_page[4096]
 memset(open_bus_page, 0xFF, 4096)
 
@@ -200,9 +200,9 @@ cdef int walk_narrow(CpuState* cpu, gva_t gva, uint32_t access, bint user, bint 
     cdef int count = 1
     cdef uint8_t* p
     walk.nx = False
-    gpas[0] = (cpu.cr3 & 0xFFFFF000) + ((gva >> 22) & 1023) * 4
+    gpas[0] = (cpu.cr3 & 0xFFFFF000U) + ((gva >> 22) & 1023) * 4
     p = phys_page(cpu, gpas[0], False)
-    entry = (<uint32_t*>p)[0] if p != NULL else 0xFFFFFFFF
+    entry = (<uint32_t*>p)[0] if p != NULL else 0xFFFFFFFFU
     entries[0] = entry
     if not entry & PTE_P:
         return page_fault(cpu, gva, access, user, 0)
@@ -211,18 +211,18 @@ cdef int walk_narrow(CpuState* cpu, gva_t gva, uint32_t access, bint user, bint 
         if entry & 0x200000:                     # bit 21, as MAXPHYADDR is 40
             return page_fault(cpu, gva, access, user, PF_P | PF_RSVD)
         walk.offset_mask = 0x3FFFFF
-        walk.page = (entry & 0xFFC00000) | ((entry & 0x1FE000) << 19) | (gva & 0x3FF000)
+        walk.page = (entry & 0xFFC00000U) | ((entry & 0x1FE000) << 19) | (gva & 0x3FF000)
     else:
-        gpas[1] = (entry & 0xFFFFF000) + ((gva >> 12) & 1023) * 4
+        gpas[1] = (entry & 0xFFFFF000U) + ((gva >> 12) & 1023) * 4
         p = phys_page(cpu, gpas[1], False)
-        entry = (<uint32_t*>p)[0] if p != NULL else 0xFFFFFFFF
+        entry = (<uint32_t*>p)[0] if p != NULL else 0xFFFFFFFFU
         entries[1] = entry
         count = 2
         if not entry & PTE_P:
             return page_fault(cpu, gva, access, user, 0)
         walk.rights &= <uint32_t>entry
         walk.offset_mask = 0xFFF
-        walk.page = entry & 0xFFFFF000
+        walk.page = entry & 0xFFFFF000U
     if not walk_allows(cpu, walk, access, user, smap):
         return page_fault(cpu, gva, access, user, PF_P)
     if mark_accessed(cpu, gpas, entries, count, False, (access & ACCESS_WRITE) != 0):
@@ -235,7 +235,7 @@ cdef bint walk_tables(CpuState* cpu, gva_t gva, uint32_t access, bint user, bint
     """Translate by the guest's tables; False: the fault is in cpu.pf_*."""
     cdef int tries, done
     if not cpu.cr0 & CR0_PG:
-        walk.page = gva & <uint64_t>0xFFFFF000
+        walk.page = gva & <uint64_t>0xFFFFF000U
         walk.offset_mask = 0xFFF
         walk.rights = PTE_W | PTE_U
         walk.leaf = PTE_D
@@ -350,7 +350,7 @@ cdef void tlb_init(CpuState* cpu) noexcept nogil:
     memset(cpu.tlb_large_lo, 0, sizeof(cpu.tlb_large_lo))
     memset(cpu.tlb_large_hi, 0, sizeof(cpu.tlb_large_hi))
     for i in range(TLB_SLOTS):
-        cpu.tlb_pcid[i] = 0xFFFFFFFF
+        cpu.tlb_pcid[i] = 0xFFFFFFFFU
         cpu.tlb_age[i] = 0
     cpu.tlb_clock = 0
     cpu.tlb_slot = 0

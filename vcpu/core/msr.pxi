@@ -196,8 +196,8 @@ cdef bint write_msr(CpuState* cpu, uint32_t msr, uint64_t value) noexcept nogil:
 cdef inline uint64_t random64(CpuState* cpu) noexcept nogil:
     """splitmix64 over a seeded counter: under the virtual clock the same guest reads the same numbers."""
     cdef uint64_t z
-    cpu.rng += 0x9E3779B97F4A7C15
+    cpu.rng += 0x9E3779B97F4A7C15ULL
     z = cpu.rng
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EB
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ULL
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBULL
     return z ^ (z >> 31)

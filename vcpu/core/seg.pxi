@@ -74,7 +74,7 @@ cdef void unpack_descriptor(Segment* seg, uint16_t selector, uint64_t d) noexcep
     cdef uint32_t limit = <uint32_t>(d & 0xFFFF) | (<uint32_t>(d >> 32) & 0xF0000)
     seg.selector = selector
     seg.rights = descriptor_rights(d)
-    seg.base = ((d >> 16) & 0xFFFFFF) | ((d >> 32) & 0xFF000000)
+    seg.base = ((d >> 16) & 0xFFFFFF) | ((d >> 32) & 0xFF000000U)
     seg.limit = (limit << 12 | 0xFFF) if seg.rights & AR_G else limit
 
 
@@ -90,7 +90,7 @@ cdef bint table_address(CpuState* cpu, uint16_t selector, uint32_t size, uint64_
             return False
         address[0] = cpu.gdtr_base + index
     if not cpu.long_mode:
-        address[0] &= 0xFFFFFFFF
+        address[0] &= 0xFFFFFFFFU
     return True
 
 
@@ -231,7 +231,9 @@ cdef bint load_segment(CpuState* cpu, uint32_t which, uint16_t selector) noexcep
 cdef void drop_segments(CpuState* cpu) noexcept nogil:
     """After a return to less privilege: data segments that the new CPL may not use become null (SDM 2B RET)."""
     cdef uint32_t which, rights
-    for which in (SEG_ES, SEG_DS, SEG_FS, SEG_GS):
+    for which in range(6):
+        if which == SEG_CS or which == SEG_SS:
+            continue
         rights = cpu.seg[which].rights
         if rights & AR_UNUSABLE:
             cpu.seg[which].selector = 0
@@ -255,7 +257,7 @@ cdef bint load_ldtr(CpuState* cpu, uint16_t selector, uint32_t vector) noexcept 
         return refuse(cpu, vector, selector & 0xFFFC)
     if not descriptor_rights(d[0]) & AR_P:
         return refuse(cpu, VECTOR_NP if vector == VECTOR_GP else vector, selector & 0xFFFC)
-    if cpu.long_mode and not canonical((d[1] << 32) | ((d[0] >> 32) & 0xFF000000)):
+    if cpu.long_mode and not canonical((d[1] << 32) | ((d[0] >> 32) & 0xFF000000U)):
         return refuse(cpu, vector, selector & 0xFFFC)
     unpack_descriptor(&cpu.seg[SEG_LDTR], selector, d[0])
     cpu.seg[SEG_LDTR].base |= d[1] << 32
@@ -277,7 +279,7 @@ cdef bint load_tr(CpuState* cpu, uint16_t selector) noexcept nogil:
         return refuse(cpu, VECTOR_GP, selector & 0xFFFC)
     if not rights & AR_P:
         return refuse(cpu, VECTOR_NP, selector & 0xFFFC)
-    if cpu.long_mode and not canonical((d[1] << 32) | ((d[0] >> 32) & 0xFF000000)):
+    if cpu.long_mode and not canonical((d[1] << 32) | ((d[0] >> 32) & 0xFF000000U)):
         return refuse(cpu, VECTOR_GP, selector & 0xFFFC)
     if not change_rights(cpu, selector, 2, 0):
         return False
@@ -301,7 +303,7 @@ cdef bint segment_allows(CpuState* cpu, Segment* seg, uint64_t offset, uint32_t 
         if seg.rights & AR_CODE and not seg.rights & AR_WRITE:
             return False
     if (seg.rights & (AR_CODE | AR_EXPAND)) == AR_EXPAND:
-        top = 0xFFFFFFFF if seg.rights & AR_DB else 0xFFFF
+        top = 0xFFFFFFFFU if seg.rights & AR_DB else 0xFFFF
         return offset > seg.limit and last <= top
     return last <= seg.limit and last >= offset
 
@@ -317,11 +319,11 @@ cdef bint seg_linear(CpuState* cpu, uint32_t which, uint64_t offset, uint32_t si
         return True
     if size and not segment_allows(cpu, seg, offset, size, write):
         return refuse(cpu, VECTOR_SS if which == SEG_SS else VECTOR_GP, 0)
-    linear[0] = (seg.base + offset) & 0xFFFFFFFF
+    linear[0] = (seg.base + offset) & 0xFFFFFFFFU
     return True
 
 
 cdef inline uint64_t sp_mask(CpuState* cpu) noexcept nogil:
     if cpu.code64:
         return ~<uint64_t>0
-    return 0xFFFFFFFF if cpu.seg[SEG_SS].rights & AR_DB else 0xFFFF
+    return 0xFFFFFFFFU if cpu.seg[SEG_SS].rights & AR_DB else 0xFFFF

@@ -29,8 +29,10 @@ cdef void reset_registers(CpuState* cpu) noexcept nogil:
     cpu.rip = 0xFFF0
     cpu.aflags = 0
     cpu.rflags_sys = 2
-    set_segment(&cpu.seg[SEG_CS], 0xF000, 0xFFFF0000, 0xFFFF, 0x9B)
-    for i in (SEG_ES, SEG_SS, SEG_DS, SEG_FS, SEG_GS):
+    set_segment(&cpu.seg[SEG_CS], 0xF000, 0xFFFF0000U, 0xFFFF, 0x9B)
+    for i in range(6):
+        if i == SEG_CS:
+            continue
         set_segment(&cpu.seg[i], 0, 0, 0xFFFF, 0x93)
     set_segment(&cpu.seg[SEG_LDTR], 0, 0, 0xFFFF, 0x82)
     set_segment(&cpu.seg[SEG_TR], 0, 0, 0xFFFF, 0x8B)
@@ -45,7 +47,7 @@ cdef void reset_registers(CpuState* cpu) noexcept nogil:
     cpu.efer = 0
     for i in range(4):
         cpu.dr[i] = 0
-    cpu.dr[6] = 0xFFFF0FF0
+    cpu.dr[6] = 0xFFFF0FF0U
     cpu.dr[7] = 0x400
     cpu.interruptibility = 0
     cpu.in_event = 0xFF
@@ -77,7 +79,7 @@ cdef void reset_msrs(CpuState* cpu) noexcept nogil:
     cpu.sysenter_cs = 0
     cpu.sysenter_esp = 0
     cpu.sysenter_eip = 0
-    cpu.pat = 0x0007040600070406
+    cpu.pat = 0x0007040600070406ULL
     cpu.tsc_aux = 0
     cpu.misc_enable = 1                  # fast strings
     cpu.debugctl = 0

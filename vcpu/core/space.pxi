@@ -23,7 +23,7 @@ import sys as _sys
 import traceback as _traceback
 
 cdef enum:
-    APIC_PAGE = 0xFEE00000
+    APIC_PAGE = 0xFEE00000U
     COUNT_IO_INSTRUCTION = 30        # basic exit reasons (SDM 3D appendix C)
     COUNT_APIC_ACCESS = 44
     COUNT_EPT_VIOLATION = 48
@@ -313,7 +313,7 @@ cdef void python_io(void* device, uint64_t address, void* value, uint32_t size, 
             memcpy(&word, value, size)
             self.write(address, size, word)
         else:
-            word = self.read(address, size) & 0xFFFFFFFFFFFFFFFF
+            word = self.read(address, size) & 0xFFFFFFFFFFFFFFFFULL
             memcpy(value, &word, size)
     except BaseException:
         if not is_write:

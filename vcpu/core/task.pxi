@@ -41,7 +41,7 @@ cdef bint tss_save(CpuState* cpu, uint64_t base, bint wide, uint64_t flags) noex
             put_field(image, i, width, cpu.regs[i - 2])
         else:
             put_field(image, i, width, cpu.seg[i - 10].selector)
-    return sys_write(cpu, (base + first) & 0xFFFFFFFF, image, count * width)
+    return sys_write(cpu, (base + first) & 0xFFFFFFFFU, image, count * width)
 
 
 cdef inline void put_field(uint8_t* image, uint32_t i, uint32_t width, uint64_t value) noexcept nogil:
@@ -55,7 +55,7 @@ cdef bint tss_load(CpuState* cpu, uint64_t base, bint wide, Task* task) noexcept
     cdef uint32_t first = 0x20 if wide else 0x0E
     cdef uint32_t count = 17 if wide else 15
     memset(task, 0, sizeof(Task))
-    if not sys_read(cpu, base & 0xFFFFFFFF, image, 104 if wide else 44):
+    if not sys_read(cpu, base & 0xFFFFFFFFU, image, 104 if wide else 44):
         return False
     if wide:
         memcpy(&task.cr3, image + 0x1C, 4)
@@ -68,7 +68,7 @@ cdef bint tss_load(CpuState* cpu, uint64_t base, bint wide, Task* task) noexcept
         elif i == 1:
             task.eflags = value
         elif i < 10:
-            task.regs[i - 2] = value if wide else value | 0xFFFF0000
+            task.regs[i - 2] = value if wide else value | 0xFFFF0000U
         elif i == count - 1:
             task.ldt = <uint16_t>value
         else:
@@ -122,7 +122,7 @@ cdef bint task_switch(CpuState* cpu, uint16_t selector, uint32_t how, uint32_t e
     if not tss_save(cpu, old_base, old_wide, flags):
         return False
     if how in (TASK_CALL, TASK_INTERRUPT):
-        if not sys_write(cpu, tss.base & 0xFFFFFFFF, &old, 2):
+        if not sys_write(cpu, tss.base & 0xFFFFFFFFU, &old, 2):
             return False
         task.eflags |= RF_NT
     if how != TASK_RETURN and not change_rights(cpu, selector, 2, 0):
@@ -193,7 +193,9 @@ cdef bint task_segments(CpuState* cpu, Task* task, uint32_t ext) noexcept nogil:
     cpu.seg[SEG_CS] = cs
     cpu.seg[SEG_SS] = ss
     mode_update(cpu)
-    for which in (SEG_ES, SEG_DS, SEG_FS, SEG_GS):
+    for which in range(6):
+        if which == SEG_CS or which == SEG_SS:
+            continue
         if not load_segment(cpu, which, task.segs[which]):
             # what is #GP elsewhere is #TS here
             return refuse(cpu, VECTOR_TS if cpu.pf_vector == VECTOR_GP else cpu.pf_vector, cpu.pf_error | ext)

@@ -9,7 +9,7 @@ Each function of the outer layer (far_jump … sysret) either retires op and lea
 
 
 cdef inline uint64_t size_mask(uint32_t size) noexcept nogil:
-    return 0xFFFF if size == 2 else 0xFFFFFFFF if size == 4 else ~<uint64_t>0
+    return 0xFFFF if size == 2 else 0xFFFFFFFFU if size == 4 else ~<uint64_t>0
 
 
 cdef bint peek(CpuState* cpu, uint64_t delta, uint32_t size, uint64_t* value) noexcept nogil:
@@ -186,7 +186,7 @@ cdef bint open_gate(CpuState* cpu, uint16_t selector, Segment* cs, uint64_t* rip
     if not mark_descriptor(cpu, target, &d):
         return False
     cs.rights |= AR_ACCESSED
-    rip[0] = (gate[0] & 0xFFFF) | ((gate[0] >> 32) & 0xFFFF0000 if wide else 0) | (gate[1] << 32)
+    rip[0] = (gate[0] & 0xFFFF) | ((gate[0] >> 32) & 0xFFFF0000U if wide else 0) | (gate[1] << 32)
     return True
 
 
@@ -264,7 +264,7 @@ cdef bint call_gate(CpuState* cpu, Op* op, uint16_t selector, uint64_t d) noexce
         return gate_inward(cpu, op, &cs, cpl, rip, back, size, <uint32_t>(d >> 32) & 31)
     if cpu.long_mode and not cpu.code64:
         # from compatibility mode to 64-bit code at the same privilege: eight-byte pushes
-        sp = cpu.regs[4] & 0xFFFFFFFF
+        sp = cpu.regs[4] & 0xFFFFFFFFU
     if not (push_current(cpu, &sp, cpu.seg[SEG_CS].selector, size) and push_current(cpu, &sp, back, size)):
         return False
     store_sp(cpu, sp)
@@ -463,7 +463,7 @@ cdef bint iret_task(CpuState* cpu, Op* op) noexcept nogil:
     cdef uint64_t start = op_rip(cpu, op)
     if cpu.long_mode:
         return refuse(cpu, VECTOR_GP, 0)
-    if not sys_read(cpu, cpu.seg[SEG_TR].base & 0xFFFFFFFF, &link, 2):
+    if not sys_read(cpu, cpu.seg[SEG_TR].base & 0xFFFFFFFFU, &link, 2):
         return False
     cpu.rip = op_next_rip(cpu, op)
     if not task_switch(cpu, link, TASK_RETURN, 0):
@@ -568,7 +568,7 @@ cdef void flat_segment(CpuState* cpu, uint32_t which, uint16_t selector, uint32_
     cdef Segment* seg = &cpu.seg[which]
     seg.selector = selector
     seg.base = 0
-    seg.limit = 0xFFFFFFFF
+    seg.limit = 0xFFFFFFFFU
     seg.rights = rights | AR_P | AR_S | AR_G | AR_ACCESSED | AR_WRITE
 
 
@@ -592,7 +592,7 @@ cdef void syscall(CpuState* cpu, Op* op) noexcept nogil:
 cdef void sysret(CpuState* cpu, Op* op) noexcept nogil:
     cdef uint16_t selector = <uint16_t>(cpu.star >> 48)
     cdef bint wide = (op.flags & OPF_REXW) != 0
-    cdef uint64_t rip = cpu.regs[1] if wide else cpu.regs[1] & 0xFFFFFFFF
+    cdef uint64_t rip = cpu.regs[1] if wide else cpu.regs[1] & 0xFFFFFFFFU
     if not cpu.code64 or not cpu.efer & EFER_SCE:
         fault(cpu, op, VECTOR_UD, NO_ERROR_CODE)
         return
@@ -618,15 +618,15 @@ cdef void sysenter(CpuState* cpu, Op* op) noexcept nogil:
     flat_segment(cpu, SEG_CS, selector, AR_CODE | (AR_L if cpu.long_mode else AR_DB))
     flat_segment(cpu, SEG_SS, selector + 8, AR_DB)
     cpu.cpl = 0
-    cpu.regs[4] = cpu.sysenter_esp if cpu.long_mode else cpu.sysenter_esp & 0xFFFFFFFF
+    cpu.regs[4] = cpu.sysenter_esp if cpu.long_mode else cpu.sysenter_esp & 0xFFFFFFFFU
     mode_update(cpu)
-    leave_to(cpu, op, cpu.sysenter_eip if cpu.long_mode else cpu.sysenter_eip & 0xFFFFFFFF)
+    leave_to(cpu, op, cpu.sysenter_eip if cpu.long_mode else cpu.sysenter_eip & 0xFFFFFFFFU)
 
 
 cdef void sysexit(CpuState* cpu, Op* op) noexcept nogil:
     cdef uint16_t selector = <uint16_t>cpu.sysenter_cs & 0xFFFC
     cdef bint wide = (op.flags & OPF_REXW) != 0
-    cdef uint64_t rip = cpu.regs[2] if wide else cpu.regs[2] & 0xFFFFFFFF
+    cdef uint64_t rip = cpu.regs[2] if wide else cpu.regs[2] & 0xFFFFFFFFU
     if not is_protected(cpu) or not selector or cpu.cpl != 0 or (wide and not (canonical(rip)
                                                                             and canonical(cpu.regs[1]))):
         fault(cpu, op, VECTOR_GP, 0)
@@ -634,6 +634,6 @@ cdef void sysexit(CpuState* cpu, Op* op) noexcept nogil:
     flat_segment(cpu, SEG_CS, (selector + (32 if wide else 16)) | 3, AR_CODE | AR_DPL | (AR_L if wide else AR_DB))
     flat_segment(cpu, SEG_SS, (selector + (40 if wide else 24)) | 3, AR_DPL | AR_DB)
     cpu.cpl = 3
-    cpu.regs[4] = cpu.regs[1] if wide else cpu.regs[1] & 0xFFFFFFFF
+    cpu.regs[4] = cpu.regs[1] if wide else cpu.regs[1] & 0xFFFFFFFFU
     mode_update(cpu)
     leave_to(cpu, op, rip)
