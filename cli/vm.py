@@ -100,7 +100,7 @@ def explain(api: Any, name: str, spec: Any, form: str) -> None:
 
 @vm.command("list")
 @click.option("--node", default="", help="Only VMs on this node.")
-@click.option("--state", "states", multiple=True, metavar="STATE", help="Only VMs in this state; repeatable.")
+@click.option("--only", "states", multiple=True, metavar="STATE", help="Only VMs in this state; repeatable.")
 @format_option
 @target_options
 def list_vms(target: Target, node: str, states: tuple[str, ...], form: str) -> None:
@@ -113,7 +113,7 @@ def list_vms(target: Target, node: str, states: tuple[str, ...], form: str) -> N
         wanted = [vm_pb2.VmState.Value(f"VM_STATE_{state.upper()}") for state in states]
     except ValueError:
         known = ", ".join(name.removeprefix("VM_STATE_") for name in vm_pb2.VmState.keys()[1:])
-        raise click.BadParameter(f"states are {known}", param_hint="--state") from None
+        raise click.BadParameter(f"states are {known}", param_hint="--only") from None
     api = target.api()
     vms = every_page(api, api.vms.ListVms, vm_pb2.ListVmsRequest(states=wanted, node=node), "vms")
     if not vms and form == "table":
