@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from google.protobuf.message import Message
@@ -38,7 +38,8 @@ class Client:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, hello: pb.Hello) -> None:
         self.hello = hello
         self.closed = asyncio.Event()
-        self.on_notice: Callable[[pb.Notice], None] = lambda _: None
+        # may return something to wait for: until then nothing more is read
+        self.on_notice: Callable[[pb.Notice], Awaitable[None] | None] = lambda _: None
         self._reader = reader
         self._writer = writer
         self._waiting: dict[int, asyncio.Future[pb.Reply]] = {}
@@ -91,7 +92,9 @@ class Client:
                     if future is not None and not future.done():
                         future.set_result(frame.reply)
                 elif frame.HasField("notice"):
-                    self.on_notice(frame.notice)
+                    busy = self.on_notice(frame.notice)
+                    if busy is not None:
+                        await busy
         except wire.WireError:
             pass
         finally:

@@ -1,0 +1,1 @@
+"""The agent of a node: what the controller wants, made so."""

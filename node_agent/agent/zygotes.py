@@ -1,0 +1,74 @@
+"""The node's zygote: found, or started.
+
+Owns:    how it is exec'd: before this process' threads matter to it, detached, with a log of its own.
+Never:   ends it.
+Threads: the agent's loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from node_agent.vmprocess.client import CallFailed, Client, Gone
+from node_agent.vmprocess.files import VmFolder
+from virga.vmm.v1 import vmm_pb2 as pb
+
+START_TIMEOUT_S = 20.0
+SPAWN_TIMEOUT_S = 60.0
+
+
+class ZygoteError(Exception):
+    """No zygote answers."""
+
+
+class Zygotes:
+    def __init__(self, state: Path, command: tuple[str, ...] = ()) -> None:
+        self._state = state
+        self._command = command or (sys.executable, "-m", "node_agent", "zygote", "--state", str(state))
+        self._client: Client | None = None
+        self._lock = asyncio.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    async def client(self) -> Client:
+        async with self._lock:
+            if self._client is not None and not self._client.closed.is_set():
+                return self._client
+            try:
+                self._client = await Client.connect(self._state / "zygote.sock")
+            except Gone:
+                self._client = await self._start()
+            return self._client
+
+    async def _start(self) -> Client:
+        if self._process is not None:
+            self._process.poll()                              # no zombie of the one before
+        with open(self._state / "zygote.log", "ab") as log:
+            os.chmod(self._state / "zygote.log", 0o600)
+            self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                             start_new_session=True, close_fds=True)
+        end = asyncio.get_running_loop().time() + START_TIMEOUT_S
+        while asyncio.get_running_loop().time() < end:
+            try:
+                return await Client.connect(self._state / "zygote.sock")
+            except Gone:
+                if self._process.poll() not in (None, 0):
+                    break
+                await asyncio.sleep(0.02)
+        raise ZygoteError(f"no zygote could be started: see {self._state / 'zygote.log'}")
+
+    async def spawn(self, folder: VmFolder, generation: int) -> pb.Spawned:
+        """Raises CallFailed, Gone, TimeoutError, ZygoteError."""
+        client = await self.client()
+        reply = await client.call(SPAWN_TIMEOUT_S, spawn=pb.Spawn(vm_dir=str(folder.path), generation=generation))
+        return reply.spawned
+
+    async def close(self) -> None:
+        if self._client is not None:
+            await self._client.close()
+
+
+__all__ = ["CallFailed", "Gone", "ZygoteError", "Zygotes"]
