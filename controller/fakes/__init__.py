@@ -1,0 +1,1 @@
+"""Fakes that stand beside the real thing."""
