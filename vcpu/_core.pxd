@@ -75,6 +75,7 @@ cdef uint64_t read_cr(CpuState* cpu, uint32_t which) noexcept nogil
 cdef bint load_debug(CpuState* cpu, uint32_t which, uint64_t value) noexcept nogil
 cdef bint read_msr(CpuState* cpu, uint32_t msr, uint64_t* value) noexcept nogil
 cdef bint write_msr(CpuState* cpu, uint32_t msr, uint64_t value) noexcept nogil
+cdef uint64_t random64(CpuState* cpu) noexcept nogil
 cdef void cpuid(CpuState* cpu, uint32_t leaf, uint32_t sub, uint32_t* out) noexcept nogil
 cdef void tlb_flush_page(CpuState* cpu, gva_t gva) noexcept nogil
 cdef void tlb_flush_pcid(CpuState* cpu, uint32_t pcid) noexcept nogil

@@ -6,7 +6,7 @@ Threads: the vCPU's own; page-table entries are changed by compare-and-swap, bec
 
 A translation that fails leaves vector, error code and address in cpu.pf_*; who asked decides what to do with it.
 """
-from libc.string cimport memcpy, memset
+
 
 cdef enum:
     PF_P = 1

@@ -193,7 +193,7 @@ cdef bint write_msr(CpuState* cpu, uint32_t msr, uint64_t value) noexcept nogil:
     return True
 
 
-cdef inline uint64_t random64(CpuState* cpu) noexcept nogil:
+cdef uint64_t random64(CpuState* cpu) noexcept nogil:
     """splitmix64 over a seeded counter: under the virtual clock the same guest reads the same numbers."""
     cdef uint64_t z
     cpu.rng += 0x9E3779B97F4A7C15ULL

@@ -333,6 +333,7 @@ cdef struct CpuState:
     uint64_t mtrr_base[8]
     uint64_t mtrr_mask[8]
     uint64_t spec_ctrl
+    uint32_t cpuid_exiting       # the hypervisor wants CPUID itself (Vmcs: VIRGA_CPUID_EXITING)
     uint64_t rng                 # state of RDRAND, seeded with the clock's seed
     uint64_t debug_status        # DR6 bits of the #DB under way
     uint64_t step_traps          # DR6 bits that the end of this instruction delivers
