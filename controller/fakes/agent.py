@@ -206,7 +206,7 @@ class FakeAgent:
         vm = self.disk.vms.get(wanted.uid)
         if vm is None:
             vm = self.disk.vms[wanted.uid] = FakeVm(wanted.uid, wanted.name, wanted.generation, state=STOPPED)
-        if wanted.generation < vm.generation:
+        if wanted.generation < vm.generation or (vm.migrating_in and "run" in self.hold):
             return
         resumed = wanted.generation > vm.generation
         vm.generation, vm.migrating_in = wanted.generation, False

@@ -83,7 +83,7 @@ class MigrationReconciler:
         return Seen(
             source_step=source.step if source else "", target_step=target.step if target else "",
             source_lost=self._is_lost(record.source), target_lost=self._is_lost(record.target),
-            source_generation=at_source.generation if at_source and not at_source.gone else -1,
+            source_generation=at_source.generation if at_source else -1,
             source_state=at_source.state if at_source and not at_source.gone else None,
             target_generation=at_target.generation if at_target and not at_target.gone else -1,
             target_state=at_target.state if at_target and not (at_target.gone or at_target.migrating_in) else None,

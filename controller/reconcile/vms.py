@@ -6,7 +6,7 @@ Threads: one event loop.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from controller.agents.hub import Hub
 from controller.api.vms import remove_vm
@@ -33,9 +33,13 @@ class Plan:
 def decide_vm(view: VmView, report: Report | None, node_lost: bool, now: float) -> Plan:
     """Pure: what becomes of this VM's records."""
     record, status, assignment = view.record, view.status, view.assignment
-    if record.delete_time and view.pointer_entry is None and (
-            assignment is None or (report is not None and report.gone and report.generation >= assignment.generation)):
-        return Plan(record, status, True, 0.0)
+    if record.delete_time:
+        removed = status.removed or assignment is None or (
+            report is not None and report.gone and report.generation >= assignment.generation)
+        if removed and view.pointer_entry is None:
+            return Plan(record, status, True, 0.0)
+        if removed and not status.removed:               # kept: the node says so once, and a migration has to end first
+            return Plan(record, replace(status, removed=True), False, 0.0)
     if assignment is None:
         return Plan(record, vms.asked(record, status, None, now), False, 0.0)
     if node_lost:
