@@ -29,7 +29,7 @@ EXTENSIONS = {
     "vcpu._core": "vcpu/_core.pyx",
     "vcpu.ops._integer": "build/gen/_integer.pyx",
     "vcpu.ops._system": "vcpu/ops/_system.pyx",
-    "vcpu.ops._x87": "vcpu/ops/_x87.pyx",
+    "vcpu.ops._x87": "build/gen/_x87.pyx",
     "vcpu.ops._sse": "build/gen/_sse.pyx",
 }
 

@@ -256,9 +256,11 @@ def source() -> str:
                     handlers.setdefault(name, move(insn.mnemonic, name) if kind == "own" else handler(insn, kind, row.operands, name, in_memory))
     extern = ['cdef extern from *:', '    """', '    #include "vcpu/ops/sse_kernels.h"',
               *(f"    {m}" for m in macros), '    """', *(f"    {d} noexcept nogil" for d in declarations), "", ""]
+    refuse = ("if host_lacks() != NULL:\n"
+              '    raise ImportError(f"vcpu: this host has no {host_lacks().decode()}; x86-64-v2 with AES and PCLMULQDQ is needed")\n')
     return (HEAD + 'include "vcpu/ops/sse_common.pxi"\n\n' + "\n".join(extern) + 'include "vcpu/ops/sse_moves.pxi"\n'
             + 'include "vcpu/ops/sse_state.pxi"\n\n\n' + "\n".join(h for h in handlers.values() if h) + "\n"
-            + registration(sorted(handlers)) + "\nregister()\n")
+            + registration(sorted(handlers)) + f"\n{refuse}register()\n")
 
 
 if __name__ == "__main__":

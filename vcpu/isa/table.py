@@ -311,7 +311,8 @@ def pack_row(row: Row, number: int, ids: dict[str, int]) -> bytes:
                      ("cpl0", insn.cpl == 0), ("modrm", e.modrm), ("no_ea", o.no_ea)):
         flags |= ROW_FLAGS[name] if on else 0
     first = insn.operands.split(",")[0].strip()
-    if insn.mnemonic not in ("cmp", "test", "bt") and re.match(r"(rm|m|moffs|r\d+/m|xmm2/m|mm2/m)", first):
+    reads_only = insn.mnemonic in ("cmp", "test", "bt") or insn.reads == "memory"
+    if not reads_only and re.match(r"(rm|m|moffs|r\d+/m|xmm2/m|mm2/m)", first):
         flags |= ROW_FLAGS["write"]
     memory = 0xFFFF if o.mem_bits is None else o.mem_bits // 8
     handler_ids = [ids[name] if name else 0 for pair in row.handlers for name in pair]
