@@ -88,10 +88,17 @@ class Upload:
 
     async def __aenter__(self) -> "Upload":
         self._file = await _disk(open, self.path, "xb")
-        await _disk(self._reserve)
+        try:
+            await _disk(self._reserve)
+        except BaseException:
+            self._close()
+            raise
         return self
 
     async def __aexit__(self, *error: Any) -> None:
+        self._close()
+
+    def _close(self) -> None:
         if self._file:
             self._file.close()
         self.path.unlink(missing_ok=True)
