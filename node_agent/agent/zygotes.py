@@ -1,6 +1,6 @@
 """The node's zygote: found, or started.
 
-Owns:    how it is exec'd: before this process' threads matter to it, detached, with a log of its own.
+Owns:    how it is exec'd: detached, with a log of its own; nothing of this process' threads comes along.
 Never:   ends it.
 Threads: the agent's loop.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -31,7 +30,8 @@ class Zygotes:
         self._command = command or (sys.executable, "-m", "node_agent", "zygote", "--state", str(state))
         self._client: Client | None = None
         self._lock = asyncio.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._pid = 0
+        self._code: int | None = None
 
     async def client(self) -> Client:
         async with self._lock:
@@ -44,21 +44,34 @@ class Zygotes:
             return self._client
 
     async def _start(self) -> Client:
-        if self._process is not None:
-            self._process.poll()                              # no zombie of the one before
-        with open(self._state / "zygote.log", "ab") as log:
-            os.chmod(self._state / "zygote.log", 0o600)
-            self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                             start_new_session=True, close_fds=True)
+        self._exited()                                        # no zombie of the one before
+        null, log = os.open("/dev/null", os.O_RDWR), os.open(
+            self._state / "zygote.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            self._pid = os.posix_spawn(
+                self._command[0], self._command, os.environ, setsid=True,
+                file_actions=[(os.POSIX_SPAWN_DUP2, null, 0), (os.POSIX_SPAWN_DUP2, log, 1),
+                              (os.POSIX_SPAWN_DUP2, log, 2)])
+        finally:
+            os.close(null)
+            os.close(log)
         end = asyncio.get_running_loop().time() + START_TIMEOUT_S
         while asyncio.get_running_loop().time() < end:
             try:
                 return await Client.connect(self._state / "zygote.sock")
             except Gone:
-                if self._process.poll() not in (None, 0):
+                if self._exited() not in (None, 0):
                     break
                 await asyncio.sleep(0.02)
         raise ZygoteError(f"no zygote could be started: see {self._state / 'zygote.log'}")
+
+    def _exited(self) -> int | None:
+        """Exit code of the zygote that we started, once it has one."""
+        if self._pid:
+            pid, status = os.waitpid(self._pid, os.WNOHANG)
+            if pid:
+                self._pid, self._code = 0, os.waitstatus_to_exitcode(status)
+        return None if self._pid else self._code
 
     async def spawn(self, folder: VmFolder, generation: int) -> pb.Spawned:
         """Raises CallFailed, Gone, TimeoutError, ZygoteError."""

@@ -106,7 +106,7 @@ class VmProcess:
             await self.on_machine(self.machines.boot, self.machine)
             self._mark_ran()
             await self.on_machine(self.machine.start)
-            self.change(Event.START)
+            self._going(Event.START)
 
     async def pause(self) -> None:
         async with self._order:
@@ -123,7 +123,7 @@ class VmProcess:
             self.lifecycle.check(Event.RESUME)
             self._mark_ran()
             await self.on_machine(self.machine.resume)
-            self.change(Event.RESUME)
+            self._going(Event.RESUME)
 
     async def power_button(self) -> None:
         self._require_live("press the power button")
@@ -142,6 +142,11 @@ class VmProcess:
     def _require_live(self, what: str) -> None:
         if self.lifecycle.state not in (State.RUNNING, State.PAUSED):
             raise Refused(f"cannot {what}: the VM is {self.lifecycle.state.name.lower()}")
+
+    def _going(self, event: Event) -> None:
+        """The guest runs; and it may have ended already, in its first microseconds."""
+        if self.end is None:
+            self.change(event)
 
     def _mark_ran(self) -> None:
         """On disk before the first instruction: that a copy never ran must be certain when it is said."""
@@ -167,7 +172,7 @@ class VmProcess:
             self.lifecycle.check(event)
             if not paused:
                 await self.on_machine(self.machine.resume)
-            self.change(event)
+            self._going(event)
 
     async def enter(self, paused: bool) -> None:
         """Target: the decision fell for us."""
@@ -177,7 +182,7 @@ class VmProcess:
             if not paused:
                 self._mark_ran()
                 await self.on_machine(self.machine.resume)
-            self.change(event)
+            self._going(event)
 
     # ---- what others hear --------------------------------------------------------------------------------------
 
