@@ -2,7 +2,7 @@
  *
  *   hello             print one line and power off
  *   count             count aloud, one number a line, until the power button (rate=N lines/s, default 20, at
- *                     most 100; until=N stops there and powers off)
+ *                     most 100; until=N stops there and powers off; prefix writes "count N")
  *   dirty=MB          meanwhile write to that many MiB/s of pages, round and round span=MB (default 32) of memory;
  *                     each visit checks what the last one wrote
  *   idle              sleep until the power button
@@ -106,6 +106,7 @@ static void count(void)
         option("rate", &rate);
         option("until", &until);
         rate = rate < 1 ? 1 : rate > TICK_HZ ? TICK_HZ : rate;
+        const char *prefix = option("prefix", 0) ? "count " : "";
         struct dirtier d = dirtier_new();
         uint64_t last = 0;
         while (!power_button_pressed() && (!until || number < until)) {
@@ -120,6 +121,7 @@ static void count(void)
                 due += rate;
                 if (due >= TICK_HZ) {
                         due -= TICK_HZ;
+                        print(prefix);
                         print_number(++number);
                         print("\n");
                 }
