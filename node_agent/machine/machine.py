@@ -54,21 +54,20 @@ class Machine:
         self._started = False
         virtual = spec.clock == "virtual"
         self.space = vcpu.AddressSpace(spec.memory_bytes, memory_fd)
-        self.clock = vcpu.Clock(spec.clock, seed=spec.seed)
+        self.clock = vcpu.Clock(spec.clock, seed=spec.seed, wall_ns=self._epoch_s() * NS_PER_S)
         self.cpus = [vcpu.Vcpu(self.space, self.clock, index, spec.cpus) for index in range(spec.cpus)]
         self.vmcs = [vcpu.Vmcs() for _ in self.cpus]
         self.dispatchers = [Dispatcher(self, cpu, vmcs, index)
                             for index, (cpu, vmcs) in enumerate(zip(self.cpus, self.vmcs, strict=True))]
         self._runner: Any = (TurnRunner if virtual else RealRunner)(self)
         self.timers = TimerQueue(self.clock.now_ns, self._lock, virtual, self._runner.wake)
-        self.output = Output(console, self._runner.wake)
+        self.output = Output(console, self._runner.wake_output)
         self._build(random.Random(spec.seed).randbytes if virtual else entropy)
 
     def _build(self, entropy: Callable[[int], bytes]) -> None:
         spec = self.spec
         parts = table.Parts(
-            spec=spec, epoch_s=VIRTUAL_EPOCH_S if spec.rtc_epoch_s is None else spec.rtc_epoch_s,
-            space=self.space, bus=Bus(self.space, self._lock), timers=self.timers, lines=Lines(), intr=self._intr,
+            spec=spec, epoch_s=self._epoch_s(), space=self.space, bus=Bus(self.space, self._lock), timers=self.timers, lines=Lines(), intr=self._intr,
             byte_sink=self.output.put_byte, sink=self.output.put, entropy=entropy, power_off=self._power_off,
             reset_machine=self.reset, exit_machine=self._debug_exit)
         try:
@@ -78,6 +77,9 @@ class Machine:
         pic, ioapic = self.devices["pic"], self.devices["ioapic"]
         self.space.set_extint(self._locked(pic.acknowledge))
         self.space.set_eoi_callback(self._locked(ioapic.end_of_interrupt))
+
+    def _epoch_s(self) -> int:
+        return VIRTUAL_EPOCH_S if self.spec.rtc_epoch_s is None else self.spec.rtc_epoch_s
 
     def _locked(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def locked(*args: Any) -> Any:

@@ -27,10 +27,13 @@ class RealRunner:
         self._stopping = False
         self._wake = threading.Event()
         self._threads: list[threading.Thread] = []
+        self._io: threading.Thread | None = None
         self.engine_ns = [0] * len(machine.cpus)
 
     def wake(self) -> None:
         self._wake.set()
+
+    wake_output = wake
 
     def start(self, paused: bool) -> None:
         self._pauses = int(paused)

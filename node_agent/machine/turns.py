@@ -3,11 +3,11 @@
     ┌► due timers ─► vCPU 0: QUANTUM instructions, or to the next deadline ─► due timers ─► vCPU 1 … ┐
     └───────────────────────────── all halted: the clock jumps to the next deadline ◄────────────────┘
 
-Nothing here depends on the host's time or load: turns end at instruction counts and guest times only. Requests from
-other threads (pause, input, power button) are looked at between turns.
+Nothing here depends on the host's time or load: turns end at instruction counts, at guest times, and where the guest
+itself told a device something. Requests from other threads (pause, input, power button) are looked at between turns.
 
 Owns:    the thread and the order of turns.
-Never:   kicks a vCPU out of its turn.
+Never:   lets another thread end a turn.
 Threads: pause, resume and stop from any thread but its own.
 """
 
@@ -33,12 +33,19 @@ class TurnRunner:
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._engine_ns = 0
+        self._current: Any = None     # the vCPU whose turn it is
 
     def wake(self) -> None:
+        """From the vCPU that runs (a device was told something): its turn ends at the next block, at the same instruction
+        in every run. From outside: only the sleep ends."""
+        if self._current is not None and threading.current_thread() is self._thread:
+            self._current.kick()
         self._wake.set()
 
-    def kick(self) -> None:
-        self._wake.set()
+    kick = wake
+
+    def wake_output(self) -> None:
+        """Output is flushed between turns anyway."""
 
     def start(self, paused: bool) -> None:
         self._pauses = int(paused)
@@ -117,7 +124,9 @@ class TurnRunner:
         machine = self._machine
         idle = True
         for cpu, vmcs, dispatcher in zip(machine.cpus, machine.vmcs, machine.dispatchers, strict=True):
+            self._current = cpu
             vm_exit = cpu.run(vmcs, deadline_ns=machine.timers.next_ns(), quantum=QUANTUM)
+            self._current = None
             dispatcher.handle(vm_exit)
             if machine.ended or machine.reset_wanted:
                 return False
