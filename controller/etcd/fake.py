@@ -35,7 +35,7 @@ class FakeEtcd:
     async def scan(self, prefix: str, revision: int = 0) -> Listing:
         self._answer()
         if revision and revision != self.revision:
-            raise NotImplementedError("the fake lists the present only")
+            raise ValueError("the fake lists the present only")
         return Listing([self._keys[key] for key in sorted(self._keys) if key.startswith(prefix)], self.revision)
 
     async def get(self, key: str) -> KeyValue | None:

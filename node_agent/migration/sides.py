@@ -10,6 +10,7 @@ Threads: methods on the loop; `_work` on the side's own thread.
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import contextlib
 import hmac
@@ -41,7 +42,7 @@ MIN_BYTES_PER_S = 10e6               # assumed before the first measurement
 HELLO_BYTES = 1 << 16
 
 
-class Side:
+class Side(abc.ABC):
     """What both sides share: the loop's bridge, progress, the one socket."""
 
     outgoing: bool
@@ -76,11 +77,13 @@ class Side:
         except Exception as error:
             self._ask(self._failed(f"{error}" if str(error) else type(error).__name__))
 
+    @abc.abstractmethod
     def _work(self, *args: Any) -> None:
-        raise NotImplementedError
+        """What the side's thread does."""
 
+    @abc.abstractmethod
     async def _failed(self, why: str) -> None:
-        raise NotImplementedError
+        """On the loop: the thread could not go on."""
 
     def _ask(self, step_of_the_loop: Coroutine[Any, Any, Any]) -> Any:
         """From the thread: have the loop do it, wait for what it says."""
