@@ -16,7 +16,7 @@ from tests.servers.etcd import EtcdServer, free_port
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    server = EtcdServer(tmp_path_factory.mktemp("etcd"))
+    server = EtcdServer(tmp_path_factory.mktemp("etcd"), fsync=False)
     server.start()
     yield server
     server.kill()

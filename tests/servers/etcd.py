@@ -2,11 +2,11 @@
 
 import contextlib
 import importlib.util
-import os
 import signal
 import socket
 import subprocess
 import time
+import urllib.request
 from pathlib import Path
 
 
@@ -23,7 +23,8 @@ def free_port() -> int:
 
 
 class EtcdServer:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, fsync: bool = True) -> None:
+        self._fsync = fsync
         self._folder, self._port, self._peer = folder, free_port(), free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -37,15 +38,18 @@ class EtcdServer:
              f"--listen-client-urls=http://{self.endpoint}", f"--advertise-client-urls=http://{self.endpoint}",
              f"--listen-peer-urls=http://127.0.0.1:{self._peer}",
              f"--initial-advertise-peer-urls=http://127.0.0.1:{self._peer}",
-             f"--initial-cluster=default=http://127.0.0.1:{self._peer}", "--unsafe-no-fsync"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "ETCD_UNSUPPORTED_ARCH": ""})
+             f"--initial-cluster=default=http://127.0.0.1:{self._peer}",
+             *([] if self._fsync else ["--unsafe-no-fsync"])],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self._port), 0.5):
-                return
+            with (contextlib.suppress(OSError),
+                  urllib.request.urlopen(f"http://{self.endpoint}/health", timeout=1) as answer):
+                if b"true" in answer.read():
+                    return
             assert self._process.poll() is None, "etcd ended at once"
             time.sleep(0.05)
-        raise AssertionError("etcd does not listen")
+        raise AssertionError("etcd does not answer")
 
     def kill(self) -> None:
         if self._process:
