@@ -228,8 +228,7 @@ class Move:
         vm = self.vm
         generation = max(order.generation + 1, order.owner_generation, vm.record.generation)
         vm.node.files.raise_floor(vm.uid, generation + 1)
-        self._settle(agent.MIGRATION_STEP_FAILED, reason, message)
-        await vm.discard()
+        await vm.discard(lambda: self._settle(agent.MIGRATION_STEP_FAILED, reason, message))
         return None
 
     # ---- source ----------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import contextlib
 import logging
 import shutil
 import signal
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from node_agent.agent import observe
@@ -270,14 +271,14 @@ class LocalVm:
         self.doing = v1.VM_STATE_STOPPING if self.alive else 0
         await self.kill("removed")
         self.node.files.raise_floor(self.uid, min(want.generation, self.record.generation) + 1)
-        await self.discard()
+        await self.discard(self.move.settle_removed)
         return None
 
-    async def discard(self) -> None:
-        """The folder goes, with the console and what it had of disks."""
+    async def discard(self, settle: Callable[[], None]) -> None:
+        """The folder goes, with the console and what it had of disks; then `settle` says so."""
         await self.kill("discarded")
         await asyncio.to_thread(shutil.rmtree, self.folder.path, True)
-        self.move.settle_removed()
+        settle()
         self.gone, self.doing = True, 0
         log.info("gone", extra=self.extra)
 
