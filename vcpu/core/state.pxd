@@ -335,6 +335,8 @@ cdef struct CpuState:
     uint64_t spec_ctrl
     uint32_t cpuid_exiting       # the hypervisor wants CPUID itself (Vmcs: VIRGA_CPUID_EXITING)
     uint64_t rng                 # state of RDRAND, seeded with the clock's seed
+    uint32_t last_exit_reason    # of the last run(), as the VMCS reports it
+    uint64_t pending_debug       # the VMCS's pending debug exceptions: DR6 bits
     uint64_t debug_status        # DR6 bits of the #DB under way
     uint64_t step_traps          # DR6 bits that the end of this instruction delivers
     uint8_t step_live            # step_begin saw this instruction, and no event came since
