@@ -219,6 +219,8 @@ cdef void engine_attend(CpuState* cpu) noexcept nogil:
 cdef void engine_interrupt(CpuState* cpu) noexcept nogil:
     """At an instruction boundary: NMI, then an interrupt, if they may come."""
     cdef int vector
+    if cpu.proc_controls & (PROC_INTERRUPT_WINDOW | PROC_NMI_WINDOW) and vmx_window(cpu):
+        return
     if cpu.attention & ATTN_NMI and not cpu.interruptibility & (BLOCKING | 8):
         if apic_take_nmi(cpu):
             deliver_nmi(cpu)

@@ -13,6 +13,7 @@ cdef extern from "stdlib.h" nogil:
     int posix_memalign(void** p, size_t alignment, size_t size)
 
 
+@cython.no_gc_clear              # __dealloc__ still needs the address space
 cdef class Vcpu:
     """One virtual processor. index: its APIC id; 0 is the bootstrap processor, the others wait for INIT and SIPI."""
     cdef CpuState* c
@@ -36,7 +37,7 @@ cdef class Vcpu:
         if self.c.tlb_base == NULL or not code_cache_init(self.c, &space.c):
             raise MemoryError()
         tlb_init(self.c)
-        space.attach(self, self.c)
+        space.attach(self.c)
         cpu_power_up(self.c, False)
 
     def __dealloc__(self):
@@ -57,7 +58,7 @@ cdef class Vcpu:
         """From any thread: run() returns EXIT_REASON_EXTERNAL_INTERRUPT soon."""
         attend(self.c, ATTN_KICK)
 
-    def run(self, vmcs=None, deadline_ns=None, quantum=None):
+    def run(self, Vmcs vmcs=None, deadline_ns=None, quantum=None):
         """VMLAUNCH or VMRESUME: run the guest until something leaves it.
 
         deadline_ns: guest time, then EXIT_REASON_PREEMPTION_TIMER; quantum: so many retired instructions, then the same."""
@@ -67,12 +68,18 @@ cdef class Vcpu:
             raise RuntimeError("this vCPU is running in another thread")
         self.running = True
         try:
+            if vmcs is not None:
+                failed = vmx_enter(self.c, vmcs, self)
+                if failed is not None:
+                    return failed
+                deadline = (<Vmcs>vmcs).timer_deadline(clock_now(self.c), deadline)
             self.c.exit_reason = NO_EXIT
             with nogil:
                 clock_begin(self.c, deadline, instructions)
+                vmx_inject(self.c)
                 engine_run(self.c)
                 clock_end(self.c)
-            return self.c.exit_reason
+            return vmx_exit(self.c)
         finally:
             self.running = False
 
@@ -186,6 +193,12 @@ cdef class Vcpu:
     @property
     def halted(self):
         return self.c.activity != 0
+
+    def next_timer_ns(self):
+        """Guest time at which the local APIC's timer will interrupt, or None."""
+        if self.c.apic.timer_ns == TIMER_NEVER or self.c.apic.lvt[<int>LVT_TIMER] & LVT_MASKED:
+            return None
+        return self.c.apic.timer_ns
 
     def exit_counts(self):
         """{basic exit reason: how often}, those served inside included."""
