@@ -1,6 +1,6 @@
 """MC146818A real-time clock with 128 bytes of CMOS, ports 0x70-0x71, IRQ 8. Source: MC146818A data sheet.
 
-The date is `epoch` plus guest time, in UTC, years to 2099 with the century in byte 0x32 (ACPI 6.5 §5.2.9).
+The date is `epoch` plus guest time, in UTC, years to 2261 with the century in byte 0x32 (ACPI 6.5 §5.2.9).
 
 Owns:    the registers, the offset that the guest set, the periodic and alarm interrupts.
 Never:   reads the host's clock.
@@ -23,6 +23,7 @@ A_UIP, A_DEFAULT = 0x80, 0x26
 B_SET, B_PIE, B_AIE, B_UIE, B_BINARY, B_24H = 0x80, 0x40, 0x20, 0x10, 0x04, 0x02
 C_IRQF, C_PF, C_AF, C_UF = 0x80, 0x40, 0x20, 0x10
 D_VALID = 0x80
+LAST_YEAR = 2261                 # its last second in ns still has 63 bits
 UPDATE_NS = 244_000              # UIP is seen this long before each second
 
 
@@ -153,7 +154,7 @@ class Rtc:
         """Garbage dates are brought into range one field at a time, as a counter that wraps would."""
         date = self._date_fields()
         date[index] = self._decode(index, value)
-        year = min(max(date[CENTURY] * 100 + date[YEAR], 1970), 9999)
+        year = min(max(date[CENTURY] * 100 + date[YEAR], 1970), LAST_YEAR)
         month = min(max(date[MONTH], 1), 12)
         day = min(max(date[DAY], 1), calendar.monthrange(year, month)[1])
         now_s = calendar.timegm((year, month, day, date[HOURS] % 24, date[MINUTES] % 60, date[SECONDS] % 60))

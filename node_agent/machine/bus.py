@@ -28,7 +28,7 @@ class Window:
     def read(self, address: int, size: int) -> int:
         with self._lock:
             if size == 1 or self._wide:
-                return self._device.read(address, size)
+                return self._device.read(address, size) & (1 << 8 * size) - 1
             value = 0
             for index in range(size):
                 byte = self._device.read(address + index, 1) if address + index < self._end else 0xFF
