@@ -5,7 +5,6 @@ import sys
 
 import pytest
 
-from controller.etcd.fake import FakeEtcd
 from node_agent.agent.config import Config
 from node_agent.agent.main import serve
 from node_agent.console.ring import RingReader
@@ -48,7 +47,7 @@ async def world(tmp_path):
 
     from tests.node_agent.agent.processes import end_all
     async with AsyncExitStack() as stack:
-        running = await stack.enter_async_context(cloud(tmp_path, FakeEtcd()))
+        running = await stack.enter_async_context(cloud(tmp_path, nodes=(), image=False))
         client = Client(running.address)
         agents = Agents(tmp_path / "nodes", running.address)
         (tmp_path / "nodes").mkdir()

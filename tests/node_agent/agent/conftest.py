@@ -1,10 +1,7 @@
 """Agents in this process, zygotes and VM processes as real ones with the fake machine, a controller that obeys tests."""
 
 import asyncio
-import contextlib
-import os
 import random
-import signal
 import sys
 
 import pytest
@@ -14,6 +11,7 @@ from node_agent.agent.fakes import FakeController
 from node_agent.agent.main import serve
 from node_agent.vmprocess import files
 from node_agent.vmprocess.identity import ProcessId
+from tests.node_agent.agent.processes import end_all
 from virga.agent.v1 import agent_pb2 as agent
 from virga.v1 import image_pb2 as image_v1
 from virga.v1 import vm_pb2 as v1
@@ -96,16 +94,7 @@ class Nodes:
     async def close(self):
         for name in list(self.tasks):
             await self.stop(name)
-        for state in self.folder.iterdir():
-            for record in [*state.glob("vms/*/process.pb"), *state.glob("zygote.pb")] if state.is_dir() else ():
-                with contextlib.suppress(files.CorruptRecord):
-                    r = files.read_record(record, pb.ProcessRecord)
-                    ProcessId(r.pid, r.start_time).signal(signal.SIGKILL)
-        while True:
-            with contextlib.suppress(ChildProcessError):
-                if os.waitpid(-1, os.WNOHANG)[0]:
-                    continue
-            break
+        end_all(self.folder)
 
 
 @pytest.fixture
