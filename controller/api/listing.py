@@ -38,7 +38,7 @@ def page_of(items: Iterable[tuple[str, T]], size: int, token: str) -> tuple[list
 
 def _decode(token: str) -> str:
     try:
-        return base64.urlsafe_b64decode(token.encode()).decode()
+        return base64.b64decode(token.encode(), altchars=b"-_", validate=True).decode()
     except ValueError:
         raise BadField("page_token", "is none of ours") from None
 
