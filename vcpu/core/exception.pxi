@@ -25,7 +25,7 @@ cdef void vm_exit(CpuState* cpu, uint32_t reason, uint64_t qualification) noexce
     """Leave at cpu.rip. The first reason of an instruction stands."""
     if cpu.exit_reason != NO_EXIT:
         return
-    if reason not in (EXIT_REASON_EPT_VIOLATION, EXIT_REASON_CPUID):     # those were counted where they were met
+    if reason not in (EXIT_REASON_EPT_VIOLATION, EXIT_REASON_CPUID, EXIT_REASON_HLT):     # those were counted where they were met
         cpu.exit_counts[reason] += 1
     cpu.exit_reason = reason
     cpu.exit_qualification = qualification

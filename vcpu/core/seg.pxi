@@ -30,7 +30,7 @@ cdef void mode_update(CpuState* cpu) noexcept nogil:
     cdef uint32_t key
     cdef uint32_t mode
     cpu.long_mode = (cpu.efer & EFER_LMA) != 0
-    cpu.code64 = cpu.long_mode and cpu.seg[SEG_CS].rights & AR_L
+    cpu.code64 = cpu.long_mode and cpu.seg[SEG_CS].rights & AR_L != 0
     key = KEY_CODE64 if cpu.code64 else KEY_CODE32 if cpu.seg[SEG_CS].rights & AR_DB else KEY_CODE16
     if cpu.seg[SEG_SS].rights & AR_DB and not cpu.code64:
         key |= KEY_SS32

@@ -205,10 +205,10 @@ cdef void op_hlt(CpuState* cpu, Op* op) noexcept nogil:
     if cpu.cpl != 0:
         fault(cpu, op, VECTOR_GP, 0)
         return
+    count_exit(cpu, EXIT_REASON_HLT)
     if cpu.proc_controls & PROC_HLT:
         vm_exit_op(cpu, op, EXIT_REASON_HLT, 0)
         return
-    count_exit(cpu, EXIT_REASON_HLT)
     finish_op(cpu, op)
     cpu.activity = ACTIVITY_HLT
 
