@@ -47,8 +47,7 @@ class Dispatcher:
     def handle(self, vm_exit: Any) -> None:
         handler = self._handlers.get(vm_exit.reason)
         if handler is None:
-            self._machine.fail(f"vCPU {self._index} left with {reason_name(vm_exit.reason)}, "
-                               f"qualification {vm_exit.qualification:#x}\n{describe(self._cpu.registers())}")
+            self._machine.fail(f"vCPU {self._index} left with {vm_exit!r}\n{describe(self._cpu.registers())}")
         else:
             handler(vm_exit)
 
@@ -60,7 +59,7 @@ class Dispatcher:
     def _vmcall(self, vm_exit: Any) -> None:
         """No hypercall is offered: every number is unknown."""
         self._cpu.set("rax", -KVM_ENOSYS & (1 << 64) - 1)
-        self._vmcs[vcpu.GUEST_RIP] = self._cpu.get("rip") + vm_exit.instruction_length
+        self._vmcs[vcpu.GUEST_RIP] += vm_exit.instruction_length
 
 
 def describe(registers: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """Where things are in the guest's physical memory when it starts.
 
-    0x00000500 GDT            0x00007000 zero page (Linux)      0x00009000 page tables (4 GiB, 2 MiB pages)
+    0x00000400 BIOS data      0x00000500 GDT        0x00007000 zero page (Linux)      0x00009000 page tables (4 GiB)
     0x00010000 multiboot information, its memory map and strings
     0x00020000 command line (64 KiB)                            0x0009FC00 EBDA (reserved)
     0x000E0000 ACPI tables (reserved)                           0x00100000 memory, to at most 3 GiB
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+BIOS_DATA = 0x400
 GDT = 0x500
 STACK_TOP = 0x7000
 ZERO_PAGE = 0x7000

@@ -8,9 +8,10 @@ Never:   trusts a file's name.
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
-from node_agent.boot import acpi_tables, elf, linux, multiboot, unpack
+from node_agent.boot import acpi_tables, elf, layout, linux, multiboot, unpack
 from node_agent.boot.cpu_state import StartState
 from node_agent.boot.layout import BootError
 
@@ -26,10 +27,21 @@ def read_file(path: str) -> bytes:
         raise BootError(path, error.strerror or str(error)) from None
 
 
+def write_bios_data(space) -> None:
+    """What a BIOS leaves at 0x400: ports of COM1 and COM2, the EBDA's segment, KiB of memory below it."""
+    area = bytearray(0x100)
+    struct.pack_into("<HH", area, 0x00, 0x3F8, 0x2F8)
+    struct.pack_into("<H", area, 0x0E, layout.EBDA >> 4)
+    struct.pack_into("<H", area, 0x13, layout.EBDA >> 10)
+    space.write(layout.BIOS_DATA, bytes(area))
+    space.write(layout.EBDA, b"\x01")                   # its own size in KiB
+
+
 def load_kernel(space, cpus: int, kernel: str, initrd: str | None, append: str, modules: tuple[str, ...],
                 cache: Path | None = None) -> StartState:
     """Kernel and what goes with it into memory, ACPI tables too; the boot processor's state. Raises BootError."""
     rsdp = acpi_tables.install(space, cpus)
+    write_bios_data(space)
     data = read_file(kernel)
     header = multiboot.find_header(data)
     if header and (header.addresses or data[:4] == elf.MAGIC):
