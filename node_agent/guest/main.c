@@ -5,6 +5,7 @@
  *                     most 100; until=N stops there and powers off; prefix writes "count N")
  *   dirty=MB          meanwhile write to that many MiB/s of pages, round and round span=MB (default 32) of memory;
  *                     each visit checks what the last one wrote
+ *   work=N            N million rounds of an integer loop, then power off (or exit=N)
  *   idle              sleep until the power button
  *   echo              send each line that arrives back, until the power button
  *   spin              burn the processor with interrupts off
@@ -134,6 +135,24 @@ static void count(void)
         }
 }
 
+/* Multiply, shift, add, load and store, with a branch that goes either way: what a benchmark counts. */
+static void work(uint32_t millions)
+{
+        static uint32_t table[1024];
+        uint32_t x = 0x9e3779b9, sum = 0;
+        for (uint32_t round = 0; round < millions * 1000000; round++) {
+                x = x * 1664525 + 1013904223;
+                uint32_t *slot = &table[x >> 22];
+                if (x & 0x10000)
+                        *slot += x >> 8;
+                else
+                        sum ^= *slot << 1;
+        }
+        print("# worked: ");
+        print_hex(sum);
+        print("\n");
+}
+
 static void serve(int echo)
 {
         char line[256];
@@ -201,7 +220,9 @@ void guest_main(uint32_t magic, struct multiboot_info *info)
         if (!option("hello", 0))
                 greet();
         misbehave();
-        if (option("count", 0))
+        if (option("work", &value))
+                work(value);
+        else if (option("count", 0))
                 count();
         else if (option("idle", 0) || option("echo", 0))
                 serve(option("echo", 0));

@@ -9,9 +9,12 @@ mount -t devpts pts /dev/pts
 mount -t tmpfs run /run
 echo 3 > /proc/sys/kernel/printk
 
-name=virga
+name=virga leave=
 for word in $(cat /proc/cmdline); do
-    case $word in hostname=*) name=${word#hostname=} ;; esac
+    case $word in
+    hostname=*) name=${word#hostname=} ;;
+    virga.poweroff) leave=yes ;;
+    esac
 done
 hostname "$name"
 ifconfig lo up 2>/dev/null
@@ -38,6 +41,7 @@ done
 trap shut_down USR2 TERM
 
 echo "virga: user space is up"
+[ -z "$leave" ] || shut_down
 while :; do
     setsid cttyhack sh -l </dev/console >/dev/console 2>&1 &
     shell=$!
