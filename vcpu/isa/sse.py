@@ -1,6 +1,6 @@
 """MMX, SSE to SSE4.2, AES, PCLMULQDQ and the state-saving instructions as rows.
 
-Owns:    their encodings, and for each row the kind of kernel that carries it out (KINDS of sse_source.py).
+Owns:    their encodings, and for each row the kind of kernel that carries it out (KINDS of emit_sse.py).
 Never:   behaviour: kernels are in vcpu/ops/sse_kernels.h, irregular handlers in vcpu/ops/sse_*.pxi.
 Threads: built once at import.
 

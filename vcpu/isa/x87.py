@@ -1,7 +1,7 @@
 """x87 as rows.
 
 Owns:    encodings, and for each row how it is carried out (FORMS: kind).
-Never:   behaviour: handlers are in vcpu/ops/x87_*.pxi, or one line around the host's instruction (x87_source.py).
+Never:   behaviour: handlers are in vcpu/ops/x87_*.pxi, or one line around the host's instruction (emit_x87.py).
 Threads: built once at import.
 
 kind "thunk": the whole state goes to the host's x87, which executes the guest's instruction.

@@ -58,7 +58,7 @@ cdef inline bint mmx_begin(CpuState* cpu, Op* op) noexcept nogil:
 
 
 cdef inline void mmx_enter(CpuState* cpu) noexcept nogil:
-    """What every MMX instruction but EMMS does to x87: TOP = 0, all tags valid (SDM 3A 12.2)."""
+    """What every MMX instruction does to x87: TOP = 0, all tags valid (EMMS empties them then) (SDM 3A 12.2)."""
     cpu.fsw &= <uint16_t>(~FSW_TOP & 0xFFFF)
     cpu.ftw = 0xFF
 

@@ -1,7 +1,7 @@
 # Moves between XMM, MMX, general registers and memory; inserts and extracts; masks. Owner: FPU.
 #
 # The moves that differ only in name (MOVAPS, MOVAPD, MOVDQA …) and the lanes of XMM registers come from the generator: move() in
-# sse_source.py.
+# emit_sse.py.
 
 # --- 32 and 64 bits
 
@@ -187,6 +187,7 @@ cdef void op_movdq2q_mm_x(CpuState* cpu, Op* op) noexcept nogil:
 cdef void op_emms(CpuState* cpu, Op* op) noexcept nogil:
     if not mmx_begin(cpu, op):
         return
+    mmx_enter(cpu)
     cpu.ftw = 0
     op[1].fn(cpu, op + 1)
 
@@ -225,26 +226,29 @@ cdef void op_movmskpd_r32_x(CpuState* cpu, Op* op) noexcept nogil:
 
 # --- bytes stored under a mask, at DS:rDI
 
-cdef inline uint64_t mask_address(CpuState* cpu, Op* op) noexcept nogil:
-    cdef uint64_t offset = cpu.regs[7]
-    if op.flags & OPF_ADDR32:
-        offset = <uint32_t>offset
-    elif op.flags & OPF_ADDR16:
-        offset &= 0xFFFF
-    if cpu.code64:
-        return offset + (cpu.seg[op.seg].base if op.seg >= SEG_FS else 0)
-    return <uint32_t>(cpu.seg[op.seg].base + offset)
+cdef inline uint64_t mask_offset(CpuState* cpu, Op* op) noexcept nogil:
+    if op.flags & OPF_ADDR64:
+        return cpu.regs[7]
+    return <uint32_t>cpu.regs[7] if op.flags & OPF_ADDR32 else <uint16_t>cpu.regs[7]
 
 
 cdef bint store_masked(CpuState* cpu, Op* op, const uint8_t* data, const uint8_t* mask, uint32_t size) noexcept nogil:
     """Every selected byte is checked before the first is stored. False: a fault was delivered."""
-    cdef uint64_t gva = mask_address(cpu, op)
+    cdef uint64_t offset = mask_offset(cpu, op)
     cdef uint32_t i
     for i in range(size):
-        if mask[i] & 0x80 and not mem_check(cpu, op, gva + i, 1, True):
+        if mask[i] & 0x80 == 0:
+            continue
+        if not seg_linear(cpu, op.seg, offset + i, 1, True, &cpu.fpu_temp):
+            fault_refused(cpu, op)
+            return False
+        if not mem_check(cpu, op, cpu.fpu_temp, 1, True):
             return False
     for i in range(size):
-        if mask[i] & 0x80 and not mem_write(cpu, op, gva + i, data[i], 1):
+        if mask[i] & 0x80 == 0:
+            continue
+        seg_linear(cpu, op.seg, offset + i, 1, True, &cpu.fpu_temp)
+        if not mem_write(cpu, op, cpu.fpu_temp, data[i], 1):
             return False
     return True
 

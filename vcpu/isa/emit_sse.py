@@ -8,15 +8,14 @@ Threads: a build step.
 from vcpu.isa.sse import FORMS
 from vcpu.isa.table import Insn, Operands, build_row
 
-HEAD = '''# Generated from vcpu/isa/sse.py by vcpu/isa/sse_source.py: do not edit.
+HEAD = '''# Generated from vcpu/isa/sse.py by vcpu/isa/emit_sse.py: do not edit.
 """MMX, SSE to SSE4.2, AES, PCLMULQDQ, saved state: the handlers. Owner: FPU."""
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from vcpu.core.state cimport (CpuState, Op, handler_t, VECTOR_GP, VECTOR_MF, VECTOR_NM, VECTOR_UD, VECTOR_XM,
-                              OPF_ADDR16, OPF_ADDR32, OPF_REXW, NO_ERROR_CODE,
-                              SEG_FS)
+                              OPF_ADDR32, OPF_ADDR64, OPF_REXW, NO_ERROR_CODE)
 from vcpu.core.engine cimport ea, finish_op, reg32, reg64
 from vcpu.core.mem cimport mem_check, mem_read, mem_write, mem_write_buf
-from vcpu._core cimport fault
+from vcpu._core cimport fault, fault_refused, seg_linear
 
 '''
 
@@ -129,20 +128,20 @@ def from_int(mnemonic: str, name: str, in_memory: bool) -> list[str]:
 
 
 def with_mmx(kind: str, mnemonic: str, bits: int, in_memory: bool) -> list[str]:
-    """Handlers with an MMX operand. x87's pending exception comes first; the tags change once nothing can fault."""
+    """Handlers with an MMX operand. x87's pending exception comes first; the tags change before #XM, as on
+    the host."""
     lines = ["cdef uint8_t* p"] if in_memory else []
-    if not (mnemonic == "cvtpi2pd" and in_memory):           # which leaves x87 alone (SDM 2A CVTPI2PD)
+    if not (kind == "from_mm" and in_memory):                # which leaves x87 alone (SDM 2A CVTPI2PD)
         lines += ["if not mmx_begin(cpu, op):", "    return"]
     if in_memory:
         read, value = memory_source(bits, True)
         lines += [read[0].removeprefix("cdef uint8_t* "), *read[1:]]
     if kind == "from_mm":
         source = "(<uint64_t*>p)[0]" if in_memory else "mm(cpu, op.b)"
-        lines += fallible(f"k_{mnemonic}({MX}, {D}, {source})")
-        return lines if in_memory and mnemonic == "cvtpi2pd" else [*lines, "mmx_enter(cpu)"]
+        return [*lines, *([] if in_memory else ["mmx_enter(cpu)"]), *fallible(f"k_{mnemonic}({MX}, {D}, {source})")]
     if kind == "to_mm":
         source = value if in_memory else ("load128(&cpu.xmm[op.b])" if bits == 128 else "load64(&cpu.xmm[op.b])")
-        return [*lines, *fallible(f"k_{mnemonic}({MX}, &cpu.fpu_temp, {source})"), "mmx_enter(cpu)",
+        return [*lines, "mmx_enter(cpu)", *fallible(f"k_{mnemonic}({MX}, &cpu.fpu_temp, {source})"),
                 "set_mm(cpu, op.r, cpu.fpu_temp)"]
     source = f"(<uint{bits}_t*>p)[0]" if in_memory else "mm(cpu, op.b)"
     return [*lines, "mmx_enter(cpu)", *mm_body(kind, mnemonic, source)]
@@ -242,7 +241,7 @@ def registration(names: list[str]) -> str:
                       "        _core.register_handler(name, <uintptr_t>table[i])", "", ""])
 
 
-def source() -> str:
+def emit() -> str:
     macros: dict[str, None] = {}
     declarations: dict[str, None] = {}
     handlers: dict[str, str] = {}
@@ -268,6 +267,6 @@ if __name__ == "__main__":
 
     target = Path(__file__).parents[2] / "build" / "gen" / "_sse.pyx"
     target.parent.mkdir(parents=True, exist_ok=True)
-    text = source()
+    text = emit()
     if not target.exists() or target.read_text() != text:
         target.write_text(text)

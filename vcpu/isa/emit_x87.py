@@ -5,11 +5,11 @@ Never:   semantics: the host's x87 has them; what is done by hand stands in vcpu
 Threads: a build step.
 """
 
-from vcpu.isa.sse_source import registration
+from vcpu.isa.emit_sse import registration
 from vcpu.isa.table import Row, build_row
 from vcpu.isa.x87 import FORMS, STORES
 
-HEAD = '''# Generated from vcpu/isa/x87.py by vcpu/isa/x87_source.py: do not edit.
+HEAD = '''# Generated from vcpu/isa/x87.py by vcpu/isa/emit_x87.py: do not edit.
 """x87: the handlers. Owner: FPU."""
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from vcpu.core.state cimport CpuState, Op, St80, handler_t, SEG_CS, SEG_FS, VECTOR_MF, NO_ERROR_CODE
@@ -60,7 +60,7 @@ def handler(name: str, row: Row, kind: str) -> str:
             "    op[1].fn(cpu, op + 1)\n\n\n")
 
 
-def source() -> str:
+def emit() -> str:
     rows = [(build_row(insn), kind) for insn, kind in FORMS]
     made = [handler(name, row, kind) for row, kind in rows if kind != "own" for name in row.names]
     names = sorted({name for row, _ in rows for name in row.names})
@@ -72,5 +72,5 @@ if __name__ == "__main__":
 
     target = Path(__file__).parents[2] / "build" / "gen" / "_x87.pyx"
     target.parent.mkdir(parents=True, exist_ok=True)
-    if not target.exists() or target.read_text() != source():
-        target.write_text(source())
+    if not target.exists() or target.read_text() != emit():
+        target.write_text(emit())
