@@ -75,7 +75,11 @@ class Side(abc.ABC):
         try:
             self._work(*args)
         except Exception as error:
-            self._ask(self._failed(f"{error}" if str(error) else type(error).__name__))
+            try:
+                self._ask(self._failed(str(error) or type(error).__name__))
+            except RuntimeError:
+                if not self._loop.is_closed():                # else the process ends, and nobody wants to know
+                    raise
 
     @abc.abstractmethod
     def _work(self, *args: Any) -> None:
@@ -132,15 +136,13 @@ class Outgoing(Side):
 
     async def decide(self, generation: int, mine: bool) -> None:
         async with self._deciding:
-            if self.state in (Source.BACK, Source.HANDED_OVER) and generation <= self.vm.generation:
-                return                                        # told again
-            before = self.state
-            after = step(before, Event.MINE if mine else Event.THEIRS)
+            event = Event.MINE if mine else Event.THEIRS
+            after = step(self.state, event)
             if after is Source.BACK and self.vm.lifecycle.state is State.HELD:
                 await self.vm.unhold(self._was_paused)
             if mine:
                 self.vm.generation = max(self.vm.generation, generation)
-            self.take(Event.MINE if mine else Event.THEIRS)
+            self.take(event)
             if after is Source.BACK:
                 await self._stop_tracking()
                 self._hang_up()
@@ -307,13 +309,11 @@ class Incoming(Side):
 
     async def decide(self, generation: int, mine: bool) -> None:
         async with self._deciding:
-            if self.state in (Target.RUNNING, Target.GONE) and generation <= self.vm.generation:
-                return
             arrived_ns = self.vm.clock.monotonic_ns()
             event = Event.MINE if mine else Event.THEIRS
             after = step(self.state, event)
             if after is Target.RUNNING and self.state is Target.READY:
-                self.vm.generation = generation
+                self.vm.generation = max(self.vm.generation, generation)
                 await self.vm.enter(self._word.paused)
                 self._measure(arrived_ns)
             self.take(event)
@@ -397,6 +397,9 @@ class Incoming(Side):
                 sock.close()
             except (OSError, wire.WireError):
                 sock.close()
+            except stream.StreamError:
+                sock.close()
+                raise
 
     def _check(self, sock: socket.socket, offer: pb.Offer) -> None:
         mine, theirs = self.vm.config, offer.config
