@@ -73,7 +73,7 @@ cdef class Clock:
         if not self.c.is_virtual:
             self.c.base_ns = -monotonic_ns()
         if wall_ns is None:
-            wall_ns = 1767225600 * NS if self.c.is_virtual else realtime_ns()     # virtual: 2026-01-01
+            wall_ns = <int64_t>1767225600 * NS if self.c.is_virtual else realtime_ns()     # virtual: 2026-01-01
         self.c.wall_ns = wall_ns
 
     @property

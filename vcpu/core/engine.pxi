@@ -250,6 +250,8 @@ cdef void engine_run(CpuState* cpu) noexcept nogil:
         engine_interrupt(cpu)
         if cpu.exit_reason != NO_EXIT:
             return
+        if cpu.budget <= 0:                      # a delivery took the last of it
+            continue
         if cpu.activity != 0:
             reason = cpu_wait(cpu)
             if reason:

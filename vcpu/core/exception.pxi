@@ -109,6 +109,9 @@ cdef void raise_event(CpuState* cpu, Event* event) noexcept nogil:
             cpu.debug_status = 0
         if deliver_event(cpu, &now):
             cpu.activity = ACTIVITY_ACTIVE
+            # each delivery counts as one: time moves even for a guest that never retires an instruction
+            cpu.budget -= 1
+            sync_retired(cpu)
             return
         if now.kind == EVENT_EXCEPTION and now.vector == VECTOR_DF:
             break
@@ -159,9 +162,6 @@ cdef void soft_interrupt(CpuState* cpu, Op* op, uint32_t vector, uint32_t kind) 
     event.return_rip = op_next_rip(cpu, op)
     op_rewind(cpu, op)
     raise_event(cpu, &event)
-    if cpu.exit_reason == NO_EXIT:
-        cpu.budget -= 1
-        sync_retired(cpu)
 
 
 cdef void deliver_interrupt(CpuState* cpu, uint32_t vector) noexcept nogil:
