@@ -2,10 +2,7 @@
 
 from vcpu.core.arch cimport CR0_NE, CR0_TS, CR4_OSXMMEXCPT, CR4_OSXSAVE
 
-cdef extern from *:
-    """
-    #include "vcpu/ops/sse_kernels.h"
-    """
+cdef extern from "vcpu/ops/sse_kernels.h":
     ctypedef struct v128:
         pass
     v128 load128(const void* p) noexcept nogil

@@ -162,6 +162,11 @@ static __attribute__((noinline)) int fp_settle(uint32_t *mx, v128 r, int lanes) 
         register v128 a __asm__("xmm0") = load128(d); \
         register v128 b __asm__("xmm1") = s; \
         const char *stub = stubs_##name + (imm & 0xFF) * 8; \
+        if (FP_IS_DEFAULT(mx)) { \
+            FP_QUICK(mx, CALL_STUB("%[stub]"), [a] "+x"(a), [b] "x"(b), [stub] "r"(stub)); \
+            if (FP_NOTHING_NEW(mx)) { store128(d, a); return 1; } \
+            a = load128(d); \
+        } \
         FP_BLOCK(mx, CALL_STUB("%[stub]"), [a] "+x"(a), [b] "x"(b), [stub] "r"(stub)); \
         if (!fp_settle(mx, a, lanes)) return 0; \
         store128(d, a); \

@@ -6,10 +6,7 @@
 
 from libc.string cimport memcpy, memset
 
-cdef extern from *:
-    """
-    #include "vcpu/ops/x87_kernels.h"
-    """
+cdef extern from "vcpu/ops/x87_kernels.h":
     ctypedef struct x87_image:
         uint32_t fcw
         uint32_t fsw
