@@ -80,6 +80,9 @@ class build_extensions(build_ext):
         locks.mkdir(parents=True, exist_ok=True)
         with open(locks / ext.name, "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            if EXTENSIONS[ext.name].startswith("build/gen/_"):
+                family = Path(EXTENSIONS[ext.name]).stem[1:]
+                subprocess.run([sys.executable, "vcpu/isa/generate.py", family], cwd=ROOT, check=True)
             (made,) = cythonize(
                 [Extension(ext.name, [EXTENSIONS[ext.name]], extra_compile_args=CFLAGS, include_dirs=[str(ROOT)])],
                 build_dir="build/cython", include_path=["."], compiler_directives=DIRECTIVES,

@@ -20,6 +20,7 @@ operands, in the manual's order, separated by commas:
     r8 r16 r32 r64 r          general register in ModRM.reg (r: by operand size)
     rm8 rm16 rm32 rm64 rm     general register or memory in ModRM.rm
     r32/m8 r32/m16 …          ModRM.rm: register of the first size, memory of the second
+    rm0                       either form, and neither is looked at (reserved NOPs)
     rr16 rr32 rr64 rr         ModRM.rm, register form only
     o8 o                      register in the opcode's low three bits (+r)
     a8 a                      AL, or AX/EAX/RAX: a register operand in op.b
@@ -210,6 +211,7 @@ def parse_operand(o: Operands, token: str) -> None:
         bits = m.group(1)
         o.rm = RM_GPR8 if bits == "8" else RM_GPR
         o.mem_bits = int(bits) if bits else None
+        o.no_ea = bits == "0"
         o.add(f"r{bits or '{s}'}", f"m{bits or '{s}'}")
     elif m := re.fullmatch(r"rr(\d*)", token):
         o.rm, o.mod = RM_GPR, 2
@@ -284,13 +286,22 @@ def names_of(insn: Insn, o: Operands, e: Encoding, bits: int) -> tuple[str, str]
     """Handler names of the register form and the memory form at one operand size; "" where there is none."""
     if insn.handler is not None:
         return (insn.handler if e.mod & 2 else "", insn.handler if e.mod & 1 else "")
-    if bits == 8 and o.sized:
+    if o.sized and bits not in sizes_of(insn):
         return ("", "")
 
     def name(kinds: list[str]) -> str:
         return "_".join([insn.mnemonic, *(k.replace("{s}", str(bits)) for k in kinds)])
 
     return (name(o.reg_form) if e.mod & 2 else "", name(o.mem_form) if e.mod & 1 else "")
+
+
+def sizes_of(insn: Insn) -> tuple[int, ...]:
+    """Operand sizes that can occur, in bits."""
+    if insn.modes == "legacy":
+        return (16, 32)
+    if insn.modes == "64" and insn.size:
+        return (64,) if insn.size == "f64" else (16, 64)
+    return (16, 32, 64)
 
 
 def specificity(row: Row) -> tuple[int, ...]:
