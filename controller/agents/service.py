@@ -165,7 +165,7 @@ class AgentService:
 
     async def _push(self, session: Session) -> None:
         """Send the desired state whenever it has become another one."""
-        last = b""
+        last: bytes | None = None
         while True:
             await session.dirty.wait()
             await asyncio.sleep(COALESCE_S)
