@@ -110,12 +110,16 @@ class RingReader:
 
     def read(self, offset: int, limit: int = 1 << 16) -> Piece:
         """At most `limit` bytes from `offset` on (< 0: so many before the end); empty where nothing is new."""
-        written = self.written
         if offset < 0:
-            offset = max(0, written + offset)
-        wanted, start = offset, max(offset, written - self._capacity)
-        data = self._copy(start, min(limit, max(0, written - start)))
-        overrun = self.written - self._capacity - start       # overwritten while we copied
+            offset = max(0, self.written + offset)
+        wanted = offset
+        for ahead in (0, self._capacity // 2, self._capacity * 7 // 8):   # a flood overtakes whoever starts at the edge
+            written = self.written
+            start = max(offset, written - self._capacity + (ahead if offset < written - self._capacity else 0))
+            data = self._copy(start, min(limit, max(0, written - start)))
+            overrun = self.written - self._capacity - start               # overwritten while we copied
+            if overrun < len(data) or not data:
+                break
         if overrun > 0:
             data, start = data[overrun:], start + overrun
         return Piece(start, data, start - wanted)
