@@ -22,8 +22,8 @@ cdef enum:
               | 1 << 14 | 1 << 15 | 1 << 16 | 1 << 17 | 1 << 19 | 1 << 23 | 1 << 24 | 1 << 25 | 1 << 26)
     F1_EDX_APIC = 1 << 9
     F1_EDX_HTT = 1 << 28
-    # leaf 7: FSGSBASE, TSC_ADJUST, SMEP, ERMS, INVPCID, SMAP | UMIP | SPEC_CTRL, ARCH_CAPABILITIES
-    F7_EBX = 1 << 0 | 1 << 1 | 1 << 7 | 1 << 9 | 1 << 10 | 1 << 20
+    # leaf 7: FSGSBASE, TSC_ADJUST, SMEP, ERMS, INVPCID, no FCS and FDS, SMAP | UMIP | SPEC_CTRL, ARCH_CAPABILITIES
+    F7_EBX = 1 << 0 | 1 << 1 | 1 << 7 | 1 << 9 | 1 << 10 | 1 << 13 | 1 << 20
     F7_ECX = 1 << 2
     F7_EDX = 1 << 26 | 1 << 29
     # 0x80000001: LAHF | SYSCALL (64-bit mode only), NX, 1 GiB pages, RDTSCP, LM
@@ -92,7 +92,7 @@ cdef void cpuid_xsave(CpuState* cpu, uint32_t sub, uint32_t* out) noexcept nogil
     if sub == 0:
         answer(out, 3, XSAVE_SIZE, XSAVE_SIZE, 0)
     elif sub == 1:
-        answer(out, 3, XSAVE_SIZE, 0, 0)         # XSAVEOPT, XSAVEC
+        answer(out, 7, XSAVE_SIZE, 0, 0)         # XSAVEOPT, XSAVEC, XGETBV with ECX = 1
     else:
         answer(out, 0, 0, 0, 0)
 
