@@ -72,5 +72,8 @@ async def test_what_nobody_knows_is_left_alone(site):
     async def events():
         return (await site.api.events.ListEvents(event_pb2.ListEventsRequest(), metadata=USER)).events
     await until(events, lambda found: any(event.reason == "UnknownVm" for event in found))
+
+    async def desired():
+        return agent.desired
+    assert not (await until(desired, lambda found: found is not None)).vms
     assert agent.disk.vms["stranger"].state == RUNNING
-    assert not agent.desired.vms
