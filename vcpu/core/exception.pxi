@@ -115,6 +115,8 @@ cdef void raise_event(CpuState* cpu, Event* event) noexcept nogil:
             return
         if now.kind == EVENT_EXCEPTION and now.vector == VECTOR_DF:
             break
+        if cpu.pf_vector == VECTOR_PF:
+            cpu.cr2 = cpu.pf_gva                 # also where it becomes a double fault
         first = now
         cause = &first
         df = now.kind == EVENT_EXCEPTION and (
@@ -189,6 +191,14 @@ cdef void deliver_nmi(CpuState* cpu) noexcept nogil:
 
 
 # --- through the IDT
+
+cdef inline bint is_fault(CpuState* cpu, Event* event) noexcept nogil:
+    """Faults push RF = 1, so that their instruction breakpoint does not come again (SDM 3B 18.3.1.1)."""
+    if event.kind != EVENT_EXCEPTION or event.vector == VECTOR_DF:
+        return False
+    return event.vector != VECTOR_DB or cpu.debug_is_fault
+
+
 
 cdef bint deliver_event(CpuState* cpu, Event* event) noexcept nogil:
     """True: rip, CS, SS, RSP, RFLAGS stand in the handler. False: refused, nothing in registers changed."""
@@ -317,7 +327,7 @@ cdef bint deliver_long(CpuState* cpu, Event* event) noexcept nogil:
     frame[1] = event.return_rip
     frame[2] = cpu.seg[SEG_CS].selector
     frame[3] = flags_get(cpu)
-    if event.kind == EVENT_EXCEPTION and event.vector not in (VECTOR_DB, VECTOR_DF):
+    if is_fault(cpu, event):
         frame[3] |= RF_RF        # faults (SDM 3B 18.3.1.1)
     frame[4] = cpu.regs[4]
     frame[5] = cpu.seg[SEG_SS].selector
@@ -385,7 +395,7 @@ cdef bint deliver_protected(CpuState* cpu, Event* event) noexcept nogil:
         return False
     if target > cs.limit:
         return refuse(cpu, VECTOR_GP, event.ext)
-    if event.kind == EVENT_EXCEPTION and event.vector not in (VECTOR_DB, VECTOR_DF):
+    if is_fault(cpu, event):
         flags |= RF_RF
     access = ACCESS_USER if cpl == 3 else ACCESS_IMPLICIT
     if vm86:
@@ -496,7 +506,9 @@ cdef bint step_begin(CpuState* cpu) noexcept nogil:
             hits |= <uint64_t>1 << i
     if hits:
         cpu.debug_status = hits
+        cpu.debug_is_fault = 1
         fault_at_rip(cpu, VECTOR_DB, NO_ERROR_CODE)
+        cpu.debug_is_fault = 0
         return False
     cpu.step_live = 1
     return True

@@ -342,6 +342,7 @@ cdef struct CpuState:
     uint8_t step_live            # step_begin saw this instruction, and no event came since
     uint8_t step_tf              # TF and RF as it began
     uint8_t step_rf
+    uint8_t debug_is_fault       # the #DB under way is an instruction breakpoint's
     uint8_t task_switched        # the last task_switch passed its commit point
     # address space, clock, APIC
     Space* space

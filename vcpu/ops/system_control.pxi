@@ -75,7 +75,9 @@ cdef bint debug_allowed(CpuState* cpu, Op* op, uint32_t* which, bint is_read) no
         return False
     if cpu.dr[7] & DR7_GD:
         cpu.debug_status = DR6_BD
+        cpu.debug_is_fault = 1
         fault(cpu, op, VECTOR_DB, NO_ERROR_CODE)
+        cpu.debug_is_fault = 0
         return False
     return True
 
