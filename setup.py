@@ -5,7 +5,7 @@
     VIRGA_EXT=vcpu._core,... python setup.py build_ext --inplace     only those
     python setup.py build_all                   generator, stubs, then one process per extension: what `make build` runs
 
-An extension is one .pyx, hand-written or generated into build/gen/ by `python -m vcpu.isa.generate`.
+An extension is one .pyx, hand-written or generated into build/gen/ by `python vcpu/isa/generate.py`.
 Each is built under a lock of its own, so that builds side by side don't disturb each other.
 """
 
@@ -104,7 +104,7 @@ class build_all(Command):
     def run(self) -> None:
         self.run_command("build_proto")
         if (ROOT / "vcpu" / "isa" / "generate.py").exists():
-            subprocess.run([sys.executable, "-m", "vcpu.isa.generate"], cwd=ROOT, check=True)
+            subprocess.run([sys.executable, "vcpu/isa/generate.py"], cwd=ROOT, check=True)
         names = [name for name, source in EXTENSIONS.items() if (ROOT / source).exists()]
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             failed = [name for name, ok in zip(names, pool.map(self.compile, names)) if not ok]
