@@ -109,8 +109,10 @@ cdef inline void store_part(uint8_t* host, const uint8_t* data, uint32_t size) n
 # --- faults of an access
 
 cdef void mem_fault(CpuState* cpu, Op* op) noexcept nogil:
-    """Deliver what find_parts recorded. A non-canonical stack address is #SS(0)."""
-    if cpu.pf_vector == VECTOR_GP and op.seg == SEG_SS:
+    """Deliver what find_parts recorded. A non-canonical stack address is #SS(0): of an operand through SS, or
+    where an instruction without an operand in memory reaches out beside RSP."""
+    if cpu.pf_vector == VECTOR_GP and (op.seg == SEG_SS or (not op.flags & OPF_MEM
+                                                            and cpu.pf_gva - cpu.regs[4] + 64 < 128)):
         fault(cpu, op, VECTOR_SS, 0)
     else:
         fault(cpu, op, cpu.pf_vector, cpu.pf_error)
