@@ -1,180 +1,207 @@
-"""Random instances of the rows of sse.py and x87.py: bytes to run, and states that are worth running them on.
+"""Random machine code for a row of the instruction table, with a state in which it has something to do.
 
-    form = random_form(rng, row, memory=…)      # None: the row has no such form
-    case = case_of(rng, form)
-
-Memory operands are [rdi + disp32] in the harness's window; MASKMOV has [rdi].
+Owns:    encoding of rows for 64-bit mode (prefixes, REX, ModRM, SIB, displacement, immediates), what a row leaves
+         undefined in a given case.
+Never:   encodes what would leave the oracle's two pages of data, but by an operand's own value.
 """
 
 import random
-import struct
 from dataclasses import dataclass
 
-from vcpu.isa.table import RM_GPR, RM_GPR8, Row
+from vcpu.isa.table import RM_OPCODE, RM_OPCODE8, Row
 
-from .harness import GPRS, WINDOW_AT, Case, State, random_state
+from .harness import ARITHMETIC, CODE_AT, FLAGS, GPRS, WINDOW_AT, Case, State, random_state
 
-PREFIXES = {"66": b"\x66", "F3": b"\xf3", "F2": b"\xf2"}
-MAPS = {0: b"", 1: b"\x0f", 2: b"\x0f\x38", 3: b"\x0f\x3a"}
-UNALIGNED = ("movups", "movupd", "movdqu", "lddqu", "pcmpestrm", "pcmpestri", "pcmpistrm", "pcmpistri")
-RDI = 7
+POINTERS = ("rbx", "rbp", "rsi", "rdi", "r12", "r13")        # each addressing form's special cases are among them
+INDEX = "r14"
+MIDDLE = WINDOW_AT + 512
+SHIFTS = ("rol", "ror", "rcl", "rcr", "shl", "shr", "sar", "shld", "shrd")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Form:
+    """One encoding and what it takes to judge it."""
+
     row: Row
-    name: str                    # the handler's
+    code: bytes
+    size: int                    # operand size in bits
     memory: bool
-    reg: int
-    rm: int
-    imm: int
-
-    @property
-    def wide(self) -> bool:
-        return self.row.encoding.w == 2
-
-    def code(self, disp: int) -> bytes:
-        e = self.row.encoding
-        rex = (8 if self.wide else 0) | (4 if self.reg > 7 else 0) | (1 if not self.memory and self.rm > 7 else 0)
-        out = PREFIXES.get(e.prefix, b"") + (bytes([0x40 | rex]) if rex else b"")
-        out += MAPS[self.row.map] + bytes([self.row.opcodes[0]])
-        if e.modrm:
-            out += bytes([(0x80 if self.memory else 0xC0) | (self.reg & 7) << 3 | self.rm & 7])
-            out += struct.pack("<i", disp) if self.memory else b""
-        return out + (bytes([self.imm]) if self.row.operands.immediate == "ib" else b"")
+    count: int | None            # of a shift; None: it is in CL
+    locked: bool = False
 
 
-def random_form(rng: random.Random, row: Row, memory: bool) -> Form | None:
-    e, o = row.encoding, row.operands
-    name = row.handlers[3 if e.w == 2 else 2][1 if memory else 0]
-    if not name:
-        return None
-    mm, gpr = "mm" in row.insn.operands.replace("xmm", ""), o.rm in (RM_GPR, RM_GPR8)
-    reg = e.reg if e.reg is not None else rng.randrange(16)
-    if e.reg is None and o.reg in (RM_GPR, RM_GPR8) and reg in (4, RDI):
-        reg = 0
-    if e.reg is None and mm and row.insn.operands.startswith("mm1") or row.insn.operands.endswith(("/m64, mm1", ", mm1")):
-        reg &= 7
-    rm = e.rm if e.rm is not None else rng.randrange(8 if row.insn.unit == "x87" or mm else 16)
-    if gpr and rm in (4, RDI):
-        rm = 3
-    return Form(row, name, memory, reg, RDI if memory else rm, rng.getrandbits(8))
+class Encoder:
+    """Encodes one random form. Fields are what the prefixes and REX will need."""
+
+    def __init__(self, row: Row, rng: random.Random) -> None:
+        self.row, self.rng, self.e = row, rng, row.encoding
+        self.memory = self.e.mod == 1 or (self.e.mod == 3 and rng.random() < 0.5)
+        self.prefixes = bytearray()
+        self.rex = 0
+        self.address32 = False
+
+    def size(self) -> int:
+        """Choose the operand size, and with it 66 and REX.W."""
+        e, insn = self.e, self.row.insn
+        sizes = [bits for bits, mask in ((16, 1), (32, 2), (64, 4)) if not e.opsize or e.opsize & mask]
+        if insn.size == "f64":
+            return 64
+        if insn.size == "d64":
+            sizes = [16, 64]
+        if e.prefix in ("66", "NP"):
+            sizes = [32, 64]
+        if e.w:
+            sizes = [64] if e.w == 2 else [32]
+        if insn.mnemonic == "bswap":
+            sizes = [32, 64]                                     # 16: undefined (SDM 2A BSWAP)
+        size = self.rng.choice(sizes)
+        if size == 64 and insn.size != "d64":
+            self.rex |= 0x48
+        elif size == 16:
+            self.prefixes.append(0x66)
+        if e.prefix in ("66", "F3", "F2"):
+            self.prefixes.append(int(e.prefix, 16))
+        return size
+
+    def register(self, bit: int) -> int:
+        """A register's low three bits; the fourth goes to REX. rsp stays a stack pointer."""
+        number = self.rng.choice([n for n in range(16) if n != 4])
+        if number & 8:
+            self.rex |= 0x40 | bit
+        return number & 7
+
+    def memory_operand(self, reg: int) -> bytes:
+        rng = self.rng
+        kind = rng.random()
+        step = 16 if rng.random() < 0.7 else 1
+        near = rng.randrange(-96 // step, 96 // step) * step
+        if kind < 0.08:                                          # RIP-relative: the displacement is mended later
+            return bytes([reg << 3 | 5]) + b"RIP!"
+        if kind < 0.14:                                          # disp32 without base
+            return bytes([reg << 3 | 4, 0x25]) + (MIDDLE + near).to_bytes(4, "little")
+        base = GPRS.index(rng.choice(POINTERS))
+        mod = rng.choice((0, 1, 2))
+        if base & 7 == 5 and mod == 0:
+            mod = 1
+        disp = b"" if mod == 0 else near.to_bytes(1 if mod == 1 else 4, "little", signed=True)
+        self.address32 = rng.random() < 0.1
+        self.rex |= 0x41 if base & 8 else 0
+        if kind < 0.5 or base & 7 == 4:
+            scale, index = 0, 4                                  # none
+            if kind < 0.5:
+                scale, index = rng.randrange(4), GPRS.index(INDEX)
+                self.rex |= 0x42
+            return bytes([mod << 6 | reg << 3 | 4, scale << 6 | (index & 7) << 3 | base & 7]) + disp
+        return bytes([mod << 6 | reg << 3 | base & 7]) + disp
+
+    def modrm(self) -> bytes:
+        if self.e.reg is not None:
+            reg = self.e.reg
+        elif "sreg" in self.row.insn.operands:
+            reg = self.rng.choice((0, 3, 4, 5))
+        else:
+            reg = self.register(4)
+        if self.memory:
+            return self.memory_operand(reg)
+        rm = self.e.rm if self.e.rm is not None else self.register(1)
+        return bytes([0xC0 | reg << 3 | rm])
+
+    def immediate(self, size: int) -> tuple[bytes, int | None]:
+        kind, rng = self.row.operands.immediate, self.rng
+        if kind == "moffs":
+            width = 4 if self.address32 else 8
+            return (MIDDLE + rng.randrange(-64, 64)).to_bytes(width, "little"), None
+        if kind in ("cb", "cz"):
+            near = rng.choice((rng.randrange(100), rng.randrange(-100, -24)))        # never back into itself
+            return near.to_bytes(1 if kind == "cb" else 4, "little", signed=True), None
+        width = {"": 0, "one": 0, "ib": 1, "ibs": 1, "iw": 2, "id": 4, "iwib": 3, "ibib": 2,
+                 "iz": 2 if size == 16 else 4, "iv": size // 8}[kind]
+        data = rng.choice((rng.randbytes(width), bytes(width), b"\xff" * width, b"\x01" + bytes(max(width - 1, 0))))[:width]
+        if kind == "iwib":                                       # ENTER: a frame and a nesting that fit the window
+            data = rng.randrange(64).to_bytes(2, "little") + bytes([rng.randrange(4)])
+        if self.row.insn.mnemonic == "ret":
+            data = rng.randrange(64).to_bytes(2, "little")
+        return data, data[0] if kind == "ib" else 1 if kind == "one" else None
+
+    def encode(self) -> Form:
+        row, rng = self.row, self.rng
+        size = self.size()
+        modrm = self.modrm() if self.e.modrm else b""
+        opcode = row.opcodes[0]
+        if row.operands.rm in (RM_OPCODE, RM_OPCODE8):
+            number = self.register(1)
+            opcode = row.opcodes[0] + number
+        immediate, count = self.immediate(size)
+        if self.e.plus == "i":
+            modrm = bytes([0xC0 | (self.e.reg or 0) << 3 | rng.randrange(8)])
+        locked = row.insn.lock and self.memory and rng.random() < 0.3
+        if locked:
+            self.prefixes.append(0xF0)
+        if self.address32:
+            self.prefixes.append(0x67)
+        if rng.random() < 0.05:
+            self.prefixes.append(rng.choice((0x2E, 0x36, 0x3E, 0x26)))
+        if row.insn.sdm.startswith("2A-2B") and row.insn.handler and row.insn.handler.split("_")[0] in STRINGS:
+            self.prefixes += rng.choice((b"", b"\xf3", b"\xf2"))
+        rng.shuffle(self.prefixes)
+        rex = bytes([self.rex]) if self.rex else b""
+        if not rex and rng.random() < 0.1:
+            rex = b"\x40"                                        # SPL..DIL instead of AH..BH
+        head = bytes(self.prefixes) + rex + MAPS[row.map] + bytes([opcode])
+        code = head + modrm + immediate
+        if b"RIP!" in code:
+            near = 8 * rng.randrange(-8, 8)
+            code = code.replace(b"RIP!", (MIDDLE + near - CODE_AT - len(code)).to_bytes(4, "little"), 1)
+        return Form(row, code, 8 if "8" in row.insn.operands.split(",")[0] else size, self.memory, count, locked)
 
 
-def case_of(rng: random.Random, form: Form, fx: bytes) -> Case:
-    state = random_state(rng, pointers=("rdi",), fx=fx)
-    bits = form.row.operands.mem_bits or 0
-    aligned = bits >= 128 and form.row.insn.mnemonic not in UNALIGNED
-    window = bytearray(state.window)
-    at = 256 + rng.randrange(512)
-    if aligned:
-        at &= ~63
-    if form.memory and bits and rng.random() < 0.9:
-        value = random_operand(rng, form.row.insn.mnemonic, bits // 8)
-        window[at:at + len(value)] = value
-    gpr = list(state.gpr)
-    if form.name in ("maskmovq", "maskmovdqu"):
-        gpr[RDI] = WINDOW_AT + at
-    if "pcmpestr" in form.name:
-        gpr[0], gpr[2] = (rng.choice((rng.randrange(-20, 20), rng.getrandbits(64))) & (1 << 64) - 1 for _ in "ab")
-    state = State(tuple(gpr), state.rflags, fx, bytes(window))
-    return Case(form.code(WINDOW_AT + at - gpr[RDI]), state, form.name)
+MAPS = (b"", b"\x0f", b"\x0f\x38", b"\x0f\x3a")
+STRINGS = ("movs", "cmps", "stos", "lods", "scas")
 
 
-# ---------------------------------------------------------------- operands
-
-FLOATS = (0, 0x80000000, 0x3F800000, 0xBF800000, 0x7F800000, 0xFF800000, 0x7FC00000, 0xFFC00001, 0x7F800001, 0xFFA00000, 1,
-          0x80000001, 0x7FFFFF, 0x800000, 0x7F7FFFFF, 0xFF7FFFFF, 0x4F000000, 0xCF000000, 0x3F000000, 0x40490FDB, 0x3EAAAAAB)
-DOUBLES = (0, 1 << 63, 0x3FF0000000000000, 0xBFF0000000000000, 0x7FF0000000000000, 0xFFF0000000000000, 0x7FF8000000000000,
-           0xFFF8000000000001, 0x7FF0000000000001, 0xFFF4000000000000, 1, 0x8000000000000001, 0xFFFFFFFFFFFFF,
-           0x10000000000000, 0x7FEFFFFFFFFFFFFF, 0x41E0000000000000, 0xC1E0000000200000, 0x43E0000000000000,
-           0xC3E0000000000000, 0x3FE0000000000000, 0x400921FB54442D18, 0x36A0000000000000, 0x47EFFFFFF0000000)
-EXTENDED = (0, 0x7FFF, 0x3FFF, 0x3FFE, 0x4000, 0x7FFE, 1, 0x43FE, 0x3C01, 0x3BCD, 0x403E, 0x401E, 0x400E, 0x407F, 0x3F81)
-MANTISSAS = (1 << 63, 0, (1 << 64) - 1, 3 << 62, 1 << 62, 1, (1 << 63) | 1, 0xC90FDAA22168C235, 0xA0 << 56, (1 << 62) | 1)
-
-
-def random_float(rng: random.Random) -> bytes:
-    kind = rng.random()
-    if kind < 0.4:
-        return struct.pack("<I", rng.choice(FLOATS))
-    if kind < 0.8:
-        return struct.pack("<f", rng.choice((-1, 1)) * rng.randrange(1 << 12) * 2.0 ** rng.randrange(-12, 12))
-    return rng.randbytes(4)
+def state_for(form: Form, rng: random.Random, fx: bytes | None = None) -> State:
+    """Pointers into the window, a small index, and for repeated strings a count that stays inside."""
+    state = random_state(rng, pointers=POINTERS, fx=fx)
+    aligned = {name: MIDDLE + 16 * rng.randrange(-8, 8) + (rng.randrange(16) if rng.random() < 0.2 else 0)
+               for name in POINTERS}
+    state = state.with_gpr(**aligned, **{INDEX: rng.choice((0, 1, 2, 16, -16, -1))})
+    name = (form.row.insn.handler or "").split("_")[0]
+    if name in STRINGS:
+        return state.with_gpr(rcx=rng.choice((0, 1, 2, 3, 7, 16)))
+    if form.row.insn.mnemonic in ("bt", "bts", "btr", "btc"):
+        # a bit offset reaches as far as its register says
+        return state.with_gpr(**{n: rng.randrange(-512, 512) for n in GPRS if n not in (*POINTERS, "rsp", INDEX)})
+    if form.row.insn.mnemonic in ("div", "idiv") and rng.random() < 0.7:
+        return state.with_gpr(rdx=rng.choice((0, -1, 1)), rax=rng.getrandbits(form.size))
+    if form.row.insn.mnemonic in ("loop", "loope", "loopne", "jcxz"):
+        return state.with_gpr(rcx=rng.choice((0, 1, 2, 1 << 32)))
+    return state
 
 
-def random_double(rng: random.Random) -> bytes:
-    kind = rng.random()
-    if kind < 0.4:
-        return struct.pack("<Q", rng.choice(DOUBLES))
-    if kind < 0.8:
-        return struct.pack("<d", rng.uniform(-4, 4) * 2.0 ** rng.randrange(-40, 40))
-    return rng.randbytes(8)
+def make_case(row: Row, rng: random.Random, fx: bytes | None = None) -> tuple[Form, Case]:
+    form = Encoder(row, rng).encode()
+    return form, Case(form.code, state_for(form, rng, fx), f"{row.insn.mnemonic} [{row.insn.encoding}]")
 
 
-def random_extended(rng: random.Random) -> bytes:
-    """80 bits, unsupported formats among them."""
-    kind = rng.random()
-    sign = rng.getrandbits(1) << 15
-    if kind < 0.35:
-        return struct.pack("<QH", rng.choice(MANTISSAS), sign | rng.choice(EXTENDED))
-    if kind < 0.75:
-        return struct.pack("<QH", rng.getrandbits(64) | 1 << 63, sign | rng.randrange(0x3FC0, 0x4050))
-    if kind < 0.9:
-        mantissa = rng.getrandbits(20)
-        return struct.pack("<QH", mantissa << 64 - mantissa.bit_length() if mantissa else 0,
-                           sign | (0x3FFE + mantissa.bit_length() if mantissa else 0))
-    return rng.randbytes(10)
-
-
-def random_vector(rng: random.Random) -> bytes:
-    kind = rng.random()
-    if kind < 0.3:
-        return b"".join(random_float(rng) for _ in range(4))
-    if kind < 0.6:
-        return b"".join(random_double(rng) for _ in range(2))
-    if kind < 0.75:
-        return bytes(rng.choice((0, 1, 0x7F, 0x80, 0xFF, 0x41, 0x42, rng.getrandbits(8))) for _ in range(16))
-    return rng.randbytes(16)
-
-
-def random_operand(rng: random.Random, mnemonic: str, size: int) -> bytes:
-    if size == 10:
-        if mnemonic == "fbld":
-            return bytes(rng.randrange(10) << 4 | rng.randrange(10) for _ in range(9)) + rng.choice((b"\0", b"\x80"))
-        return random_extended(rng)
-    if mnemonic == "fldcw":
-        return struct.pack("<H", rng.getrandbits(16) | rng.choice((0, 0x3F)))
-    if mnemonic == "ldmxcsr":
-        return struct.pack("<I", rng.getrandbits(rng.choice((16, 16, 16, 17))))
-    if size == 4:
-        return random_float(rng)
-    if size == 8:
-        return random_double(rng)
-    return (random_vector(rng) * 4)[:size] if size <= 64 else b""
-
-
-def random_fx(rng: random.Random, *, unmasked: float = 0.0, mmx: bool = False) -> bytes:
-    """An FXSAVE64 image. unmasked: how often some exceptions are unmasked; mmx: the registers as MMX left them."""
-    image = bytearray(512)
-    fcw = 0x37F if rng.random() < 0.5 else 0x7F | rng.choice((0, 0x200, 0x300)) | rng.randrange(4) << 10
-    mxcsr = 0x1F80 | rng.choice((0, 0x20, rng.getrandbits(6)))
-    if rng.random() < 0.5:
-        mxcsr |= rng.randrange(4) << 13 | rng.choice((0, 0x40, 0x8000, 0x8040))
-    fsw = rng.choice((0, 0x20, rng.getrandbits(7))) | rng.randrange(16) << 8 & 0x4700 | rng.randrange(8) << 11
-    if rng.random() < unmasked:
-        fcw &= ~rng.getrandbits(6)
-        fsw &= 0xFF80 | fcw                      # nothing pending yet
-        mxcsr &= ~(rng.getrandbits(6) << 7)
-    tags = 0xFF if mmx else rng.choice((0xFF, 0, rng.getrandbits(8), rng.getrandbits(8) | rng.getrandbits(8)))
-    struct.pack_into("<HHBxHQQII", image, 0, fcw, fsw, tags, 0, 0, 0, mxcsr, 0xFFFF)
-    for i in range(8):
-        register = rng.choice((random_vector(rng)[:8] + b"\xff\xff", random_extended(rng))) if not mmx else (
-            random_vector(rng)[:8] + b"\xff\xff")
-        image[32 + 16 * i:42 + 16 * i] = register
-    for i in range(16):
-        image[160 + 16 * i:176 + 16 * i] = random_vector(rng)
-    return bytes(image)
-
-
-def gpr_name(number: int) -> str:
-    return GPRS[number]
+def undefined_flags(form: Form, case: Case) -> int | None:
+    """Flags not to compare; None: the whole result is undefined."""
+    if form.row.insn.mnemonic in SHIFTS:
+        count = form.count if form.count is not None else case.state.gpr[1] & 0xFF
+        count &= 63 if form.size == 64 else 31
+        if count == 0:
+            return 0
+    else:
+        count = 0
+    mask = 0
+    for word in form.row.insn.undefined.split():
+        if word in FLAGS:
+            mask |= FLAGS[word]
+        elif word == "OF>1" and count > 1:
+            mask |= FLAGS["OF"]
+        elif word == "CF>size" and count >= form.size:
+            mask |= FLAGS["CF"]
+        elif word == "all>size" and count > form.size:
+            return None
+        elif word == "all":
+            mask |= ARITHMETIC
+    return mask

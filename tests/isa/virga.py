@@ -30,7 +30,8 @@ def map_pages(space: _core.AddressSpace, pages: dict[int, int]) -> int:
                 tables[key], free = free, free + 0x1000
                 space.write(at + (gva >> (3 + 9 * level) & 511) * 8, (tables[key] | 7).to_bytes(8, "little"))
             at = tables[key]
-        space.write(at + (gva >> 12 & 511) * 8, (gpa | 7).to_bytes(8, "little"))
+        rights = 7 if gva < DATA else 7 | 1 << 63                # data is no code, as on the host
+        space.write(at + (gva >> 12 & 511) * 8, (gpa | rights).to_bytes(8, "little"))
     return TABLES
 
 
@@ -50,7 +51,7 @@ class Virga:
         for segment in ("es", "ds", "fs", "gs", "ss"):
             self.segment(segment, 0x2B, USER_DATA)
         self.segment("cs", 0x33, USER_CODE)
-        self.cpu.set("tr.limit", 0x67)
+        self.cpu.set("tr.limit", 0)                              # no I/O bitmap: every port is #GP
         self.vmcs[field.EXCEPTION_BITMAP] = 0xFFFFFFFF
 
     def segment(self, name: str, selector: int, rights: int) -> None:
