@@ -317,9 +317,8 @@ def cmpxchg(form: Form, lock: bool = False) -> list[str]:
         lines.append(f"cdef uint{bits}_t was = {form.value(0)}")
     lines.append(f"cmp{bits}(&cpu.aflags, {accumulator}, was)")
     if form.memory != 0:
-        # a destination that is not exchanged is written with itself: 32 bits clear the upper half
-        return [*lines, f"if {accumulator} == was:", "    " + form.set(0, form.value(1)), "else:",
-                f"    {keep}", *(["    " + form.set(0, "was")] if bits == 32 else [])]
+        # Intel leaves a register that is not exchanged alone: 32 bits don't clear the upper half then
+        return [*lines, f"if {accumulator} == was:", "    " + form.set(0, form.value(1)), "else:", f"    {keep}"]
     if not lock:
         lines += [f"if {accumulator} == was:", f"    ({form.typed()})[0] = {form.value(1)}", "else:", f"    {keep}"]
     else:
