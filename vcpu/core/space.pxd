@@ -20,10 +20,17 @@ from vcpu.core.state cimport CpuState, Space, PAGE_SHIFT, ATTN_SAFEPOINT
 from vcpu.core.atomic cimport (atomic_add32, atomic_and32, atomic_load32, atomic_or32, atomic_or64, atomic_store32,
                                futex_wait, futex_wake)
 
-cdef enum:
-    GIB = 1 << 30
-    LOW_RAM_MAX = 3 * GIB
-    MAXPHYADDR = 40
+cdef extern from *:              # beyond an int, so no enum's
+    """
+    #define GIB (1ull << 30)
+    #define LOW_RAM_MAX (3ull << 30)
+    #define MAXPHYADDR 40
+    #define APIC_PAGE 0xFEE00000ull
+    """
+    const uint64_t GIB
+    const uint64_t LOW_RAM_MAX
+    const uint64_t MAXPHYADDR
+    const uint64_t APIC_PAGE
 
 
 cdef inline uint64_t p2m_entry(Space* space, uint64_t gpa) noexcept nogil:

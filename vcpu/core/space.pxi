@@ -23,7 +23,6 @@ import sys as _sys
 import traceback as _traceback
 
 cdef enum:
-    APIC_PAGE = 0xFEE00000U
     COUNT_IO_INSTRUCTION = 30        # basic exit reasons (SDM 3D appendix C)
     COUNT_APIC_ACCESS = 44
     COUNT_EPT_VIOLATION = 48
@@ -297,7 +296,7 @@ cdef class PythonDevice:
         self.read = device.read
         self.write = device.write
 
-    cdef void blame(self, uint64_t address):
+    cdef void blame(self, uint64_t address) noexcept:
         if self.blamed:
             return
         self.blamed = True
@@ -383,7 +382,6 @@ cdef class AddressSpace:
     cdef list _frames
     cdef object _extint
     cdef object _eoi
-    cdef list _cpus                  # Vcpu objects: space.cpus points into them
     cdef object __weakref__
 
     def __cinit__(self, ram_bytes, fd=None, bint reserve=True):
@@ -393,7 +391,6 @@ cdef class AddressSpace:
         self._handlers = {}
         self._ports = []
         self._frames = []
-        self._cpus = []
         self.c.ram = self.ram.address
         self.c.ram_bytes = ram_bytes
         self.c.low_bytes = min(ram_bytes, LOW_RAM_MAX)
@@ -420,8 +417,8 @@ cdef class AddressSpace:
         free(self.c.dirty)
         free(self.c.io)
 
-    cdef void attach(self, object vcpu, CpuState* cpu) except *:
-        """A vCPU joins. It stays for the space's life: both are freed together."""
+    cdef void attach(self, CpuState* cpu) except *:
+        """A vCPU joins; it holds on to this space and detaches before it goes."""
         if cpu.index >= MAX_CPUS:
             raise ValueError(f"vCPU {cpu.index}: at most {MAX_CPUS} in one address space")
         if self.c.cpus[cpu.index] != NULL:
@@ -550,7 +547,7 @@ cdef class AddressSpace:
 
     def add_frames(self, gpa, size, dev):
         """Guest-physical [gpa, gpa + size) is answered by dev; any alignment. Overlap, also with RAM: ValueError."""
-        if gpa < 0 or size < 1 or gpa + size > 1 << MAXPHYADDR:
+        if gpa < 0 or size < 1 or gpa + size > <uint64_t>1 << MAXPHYADDR:
             raise ValueError(f"{size} bytes at {gpa:#x} are not within {MAXPHYADDR} address bits")
         high_end = 4 * GIB + self.ram_bytes - self.c.low_bytes if self.c.frames << PAGE_SHIFT > self.c.low_bytes else 0
         if gpa < self.c.low_bytes or (gpa < high_end and gpa + size > 4 * GIB):
