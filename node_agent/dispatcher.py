@@ -15,8 +15,6 @@ from typing import Any, Protocol
 import vcpu
 
 KVM_ENOSYS = 1000                  # how Linux's hypercalls are told that there is no such call
-REASON_NAMES = {value: name.removeprefix("EXIT_REASON_").lower()
-                for name, value in vars(vcpu).items() if name.startswith("EXIT_REASON_")}
 
 
 class Machine(Protocol):
@@ -27,7 +25,7 @@ class Machine(Protocol):
 
 
 def reason_name(reason: int) -> str:
-    return REASON_NAMES.get(reason, f"reason_{reason}")
+    return vcpu.EXIT_REASON_NAMES.get(reason, f"reason_{reason}").lower()
 
 
 class Dispatcher:

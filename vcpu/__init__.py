@@ -13,6 +13,7 @@ _ids = {name: number for number, name in enumerate(sorted({n for row in _rows fo
 _core.load_tables(*_table.pack(_rows, _ids), _ids)
 
 from vcpu.ops import _integer, _sse, _system, _x87  # noqa: E402, F401  (each registers its handlers)
-from vcpu._core import AddressSpace, Clock, Vcpu  # noqa: E402, F401
+from vcpu._core import AddressSpace, Clock, Vcpu, VmExit, Vmcs  # noqa: E402, F401
+from vcpu.vmcs import *  # noqa: E402, F403
 
 del _rows, _ids
