@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import IO
 
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")     # before grpc is imported: the log is JSON lines, ours alone
+
 import grpc
 from prometheus_client import CollectorRegistry, start_http_server
 
@@ -126,11 +128,13 @@ def _locked(state: Path) -> IO[bytes]:
     try:
         state.mkdir(parents=True, exist_ok=True)
         lock = open(state / "controller.lock", "a+b")
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise SetupError(f"another controller runs with {state}") from None
     except OSError as error:
         raise SetupError(f"cannot use {state}: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise SetupError(f"another controller runs with {state}") from error
     return lock
 
 

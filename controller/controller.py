@@ -153,7 +153,8 @@ class Controller:
                 MigrationService(store, world, self._placer, events, self._ids, clock),
             event_pb2.DESCRIPTOR.services_by_name["EventService"]: EventService(world),
             agent_pb2.DESCRIPTOR.services_by_name["AgentService"]:
-                AgentService(store, world, self.hub, self._files, events, controller_uid=self._me.uid, clock=clock),
+                AgentService(store, world, self.hub, self._files, events, self._metrics, controller_uid=self._me.uid,
+                             clock=clock),
         }
         server = grpc.aio.server(options=SERVER_OPTIONS)
         server.add_generic_rpc_handlers(tuple(self._binder.bind(*item) for item in services.items()))

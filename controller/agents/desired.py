@@ -33,6 +33,7 @@ class WantedMigration:
     record: MigrationRecord
     source: bool
     vm: WantedVm | None                   # target: the VM as it will be
+    tls: bool                             # the memory stream leaves this host
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,13 @@ def _order(world: World, session: Session, record: MigrationRecord) -> WantedMig
     if not source and view and image:
         vm = WantedVm(view.uid, view.record.name, record.owner_generation or record.generation, view.record, image,
                       record.power)
-    return WantedMigration(record, source, vm)
+    receiver = world.node(record.target)
+    return WantedMigration(record, source, vm, receiver is not None and not is_loopback(receiver.address))
+
+
+def is_loopback(host: str) -> bool:
+    """Where agents that gave no address are reached, too."""
+    return host in ("", "localhost", "::1") or host.startswith("127.")
 
 
 def unknown_vms(world: World, session: Session) -> list[str]:

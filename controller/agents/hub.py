@@ -54,6 +54,7 @@ class Session:
     outbox: asyncio.Queue[Any] = field(default_factory=asyncio.Queue)
     dirty: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    superseded: bool = False                       # ended because the node has opened another stream
     vms: dict[str, Report] = field(default_factory=dict)
     migrations: dict[str, MigrationReport] = field(default_factory=dict)
 
@@ -90,6 +91,7 @@ class Hub:
     def open(self, session: Session) -> None:
         """A node has connected; its earlier stream, if any, ends."""
         if earlier := self.sessions.get(session.node):
+            earlier.superseded = True
             earlier.ended.set()
         self.sessions[session.node] = session
         self.heard(session.node)

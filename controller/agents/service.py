@@ -19,6 +19,7 @@ from controller.agents.hub import Hub, Relay, Session
 from controller.api.access import Caller
 from controller.events import Events
 from controller.images.files import ImageFiles
+from controller.metrics import Metrics
 from controller.model import migrations, names
 from controller.model.records import NodeRecord
 from controller.store import keys
@@ -34,11 +35,11 @@ HELLO_TIMEOUT_S = 10.0
 
 
 class AgentService:
-    def __init__(self, store: Store, world: World, hub: Hub, files: ImageFiles, events: Events, *,
+    def __init__(self, store: Store, world: World, hub: Hub, files: ImageFiles, events: Events, metrics: Metrics, *,
                  controller_uid: str, clock: Callable[[], float]) -> None:
         """clock: seconds since 1970."""
         self._store, self._world, self._hub, self._files, self._events = store, world, hub, files, events
-        self._uid, self._clock = controller_uid, clock
+        self._metrics, self._uid, self._clock = metrics, controller_uid, clock
         self._told_unknown: set[tuple[str, str]] = set()
 
     # ── the stream of a node ──────────────────────────────────────────────────────────────────────────────────────
@@ -69,7 +70,8 @@ class AgentService:
             if reader.done():
                 reader.result()                                   # a malformed message is told to who sent it
             elif session.ended.is_set():
-                raise errors.Superseded("SUPERSEDED", f"{session.node} has opened another stream, or leads no more")
+                raise (errors.Superseded("SUPERSEDED", f"{session.node} has opened another stream")
+                       if session.superseded else errors.Unavailable("NOT_LEADER", "this controller leads no more"))
         finally:
             self._hub.close(session)
             for task in (reader, pusher, ended):
@@ -185,20 +187,22 @@ class AgentService:
 
     async def decide_migration(self, request: Any, caller: Caller) -> Any:
         """See agent.proto: the one decision, by compare-and-swap of the ownership key."""
-        wish = wire.wish_from_proto(request.wish)
+        wish, now = wire.wish_from_proto(request.wish), self._clock()
 
         def decide() -> tuple[Commit, Any]:
             entry = self._world.migration_entry(request.migration_uid)
             if entry is None:
                 raise errors.NotFound("migration", request.migration_uid)
             commit = Commit()
-            record = migrations.decide(entry.record, caller.name, wish, request.reason, self._clock())
+            record = migrations.decide(entry.record, caller.name, wish, request.reason, now)
             if record != entry.record:
                 migrations.commit_decision(commit, entry, self._store.entry(keys.VM_ASSIGN, record.vm_uid), record)
             return commit, record
 
         record = await self._store.change(decide)
         decision, generation, owner = decision_of(record)
+        if record.phase_time == now:
+            self._metrics.decided(decision)
         return pb.DecideMigrationResponse(decision=wire.DECISIONS[decision], owner_generation=generation,
                                           owner_node=owner)
 

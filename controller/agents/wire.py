@@ -83,9 +83,4 @@ def _order(wanted: WantedMigration) -> Any:
         peer_node=record.target if wanted.source else record.source,
         peer_address=record.address if wanted.source else "", generation=record.generation,
         decision=DECISIONS[decision], owner_generation=generation, owner_node=owner,
-        vm=_vm(wanted.vm) if wanted.vm else None, tls=bool(record.address) and not is_loopback(record.address))
-
-
-def is_loopback(address: str) -> bool:
-    host = address.rpartition(":")[0].strip("[]")
-    return host.startswith("127.") or host in ("localhost", "::1")
+        vm=_vm(wanted.vm) if wanted.vm else None, tls=wanted.tls)

@@ -89,7 +89,8 @@ class Cache:
         present = {kv.key for kv in items}
         gone = [KeyValue(prefix + id, b"", 0, revision) for prefix, table in self._tables.items()
                 for id in table if prefix + id not in present]
-        self._advance([(kv, True) for kv in gone] + [(kv, False) for kv in items], revision)
+        events = [(kv, False) for kv in items] + [(kv, True) for kv in gone]
+        self._advance(sorted(events, key=lambda event: event[0].mod_revision), revision)      # feeds rely on this order
 
     def _advance(self, events: Iterable[tuple[KeyValue, bool]], revision: int) -> None:
         changes = [change for kv, deleted in events if (change := self._apply(kv, deleted))]
