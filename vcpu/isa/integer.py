@@ -179,9 +179,8 @@ def stack() -> list[Insn]:
     )
     rows = []
     for name, encoding, operands, fixed, legacy in forms:
-        ends = ENDS if name == "popf" else "continues"
-        rows += [Insn(name, encoding, operands, handler=fixed, modes="64", size="d64", block=ends, sdm=f"2A-2B {name.upper()}"),
-                 Insn(name, encoding, operands, handler=legacy, modes="legacy", block=ends, sdm=f"2A-2B {name.upper()}")]
+        rows += [Insn(name, encoding, operands, handler=fixed, modes="64", size="d64", sdm=f"2A-2B {name.upper()}"),
+                 Insn(name, encoding, operands, handler=legacy, modes="legacy", sdm=f"2A-2B {name.upper()}")]
     return [*rows, Insn("pusha", "60", handler="pusha", modes="legacy", sdm="2B PUSHA"),
             Insn("popa", "61", handler="popa", modes="legacy", sdm="2B POPA"),
             Insn("bound", "62 /r:m", "r, m0", handler="bound", modes="legacy", sdm="2A BOUND")]
