@@ -26,25 +26,38 @@ include "vcpu/ops/x87_control.pxi"
 '''
 
 
-# handler: the call that does it; arithmetic is added below
+# handler: the call that does it; arithmetic and comparisons are added below
 QUICK = {
-    "fld_m32": "load_float(cpu, op, 1, 4)", "fld_m64": "load_float(cpu, op, 5, 8)",
-    "fild_m16": "load_integer(cpu, op, 7, 2)", "fild_m32": "load_integer(cpu, op, 3, 4)",
-    "fild_m64": "load_integer(cpu, op, 7, 8)",
+    "fld_m32": "load(cpu, op, 1, 4, False)", "fld_m64": "load(cpu, op, 5, 8, False)",
+    "fild_m16": "load(cpu, op, 7, 2, True)", "fild_m32": "load(cpu, op, 3, 4, True)", "fild_m64": "load(cpu, op, 7, 8, True)",
     "fst_m32": "store(cpu, op, q_fst_m32, 1, 4, False)", "fst_m64": "store(cpu, op, q_fst_m64, 5, 8, False)",
     "fstp_m32": "store(cpu, op, q_fst_m32, 1, 4, True)", "fstp_m64": "store(cpu, op, q_fst_m64, 5, 8, True)",
-    "fist_m32": "store(cpu, op, q_fist_m32, 3, 4, False)", "fistp_m32": "store(cpu, op, q_fist_m32, 3, 4, True)",
-    "fistp_m64": "store(cpu, op, q_fist_m64, 7, 8, True)",
+    "fist_m16": "store(cpu, op, q_fist_m16, 7, 2, False)", "fist_m32": "store(cpu, op, q_fist_m32, 3, 4, False)",
+    "fistp_m16": "store(cpu, op, q_fist_m16, 7, 2, True)", "fistp_m32": "store(cpu, op, q_fist_m32, 3, 4, True)",
+    "fistp_m64": "store(cpu, op, q_fist_m64, 7, 8, True)", "fisttp_m16": "store(cpu, op, q_fisttp_m16, 7, 2, True)",
     "fisttp_m32": "store(cpu, op, q_fisttp_m32, 3, 4, True)", "fisttp_m64": "store(cpu, op, q_fisttp_m64, 5, 8, True)",
-    "fucomi_sti": "compare(cpu, op, q_fucomi, 3, False)", "fcomi_sti": "compare(cpu, op, q_fcomi, 3, False)",
-    "fucomip_sti": "compare(cpu, op, q_fucomi, 7, True)", "fcomip_sti": "compare(cpu, op, q_fcomi, 7, True)",
+    "fucomi_sti": "compare_flags(cpu, op, q_fucomi, 3, False)", "fcomi_sti": "compare_flags(cpu, op, q_fcomi, 3, False)",
+    "fucomip_sti": "compare_flags(cpu, op, q_fucomi, 7, True)", "fcomip_sti": "compare_flags(cpu, op, q_fcomi, 7, True)",
+    "fucom_sti": "compare(cpu, op, q_fucom, 5, 0)", "fucomp_sti": "compare(cpu, op, q_fucom, 5, 1)",
+    "fucompp": "compare(cpu, op, q_fucom, 2, 2)", "fcompp": "compare(cpu, op, q_fcom, 6, 2)",
+    "fsqrt": "unary(cpu, op, q_fsqrt)", "frndint": "unary(cpu, op, q_frndint)",
 }
 for _name in ("fadd", "fmul", "fsub", "fsubr", "fdiv", "fdivr"):
-    QUICK |= {f"{_name}_m32": f"arithmetic_memory(cpu, op, q_{_name}, 0, 4)",
-              f"{_name}_m64": f"arithmetic_memory(cpu, op, q_{_name}, 4, 8)",
+    _integer = _name.replace("f", "fi", 1)
+    QUICK |= {f"{_name}_m32": f"arithmetic_memory(cpu, op, q_{_name}, 0, 4, False)",
+              f"{_name}_m64": f"arithmetic_memory(cpu, op, q_{_name}, 4, 8, False)",
+              f"{_integer}_m32": f"arithmetic_memory(cpu, op, q_{_name}, 2, 4, True)",
+              f"{_integer}_m16": f"arithmetic_memory(cpu, op, q_{_name}, 6, 2, True)",
               f"{_name}_st_sti": f"arithmetic_sti(cpu, op, q_{_name}, 0, False, False)",
               f"{_name}_sti_st": f"arithmetic_sti(cpu, op, q_{_name}, 4, True, False)",
               f"{_name}p_sti_st": f"arithmetic_sti(cpu, op, q_{_name}, 6, True, True)"}
+for _name, _pop in (("fcom", False), ("fcomp", True)):
+    _integer = _name.replace("f", "fi", 1)
+    QUICK |= {f"{_name}_m32": f"compare_memory(cpu, op, q_fcom, 0, 4, False, {_pop})",
+              f"{_name}_m64": f"compare_memory(cpu, op, q_fcom, 4, 8, False, {_pop})",
+              f"{_integer}_m32": f"compare_memory(cpu, op, q_fcom, 2, 4, True, {_pop})",
+              f"{_integer}_m16": f"compare_memory(cpu, op, q_fcom, 6, 2, True, {_pop})",
+              f"{_name}_st_sti": f"compare(cpu, op, q_fcom, 0, {int(_pop)})"}
 
 
 def handler(name: str, row: Row, kind: str) -> str:

@@ -28,12 +28,11 @@ def add(kind: str, text: str, unit: str = "x87") -> None:
 
 ARITHMETIC = ("fadd", "fmul", "fcom", "fcomp", "fsub", "fsubr", "fdiv", "fdivr")
 for _digit, _name in enumerate(ARITHMETIC):
-    _fast = "thunk" if "com" in _name else "quick"
-    add(_fast, f"{_name}_m32 D8 /{_digit}:m | 32")
-    add(_fast, f"{_name}_m64 DC /{_digit}:m | 64")
-    add("thunk", f"{_name.replace('f', 'fi', 1)}_m32 DA /{_digit}:m | 32")
-    add("thunk", f"{_name.replace('f', 'fi', 1)}_m16 DE /{_digit}:m | 16")
-    add(_fast, f"{_name}_st_sti D8 {0xC0 + 8 * _digit:02X}+i")
+    add("quick", f"{_name}_m32 D8 /{_digit}:m | 32")
+    add("quick", f"{_name}_m64 DC /{_digit}:m | 64")
+    add("quick", f"{_name.replace('f', 'fi', 1)}_m32 DA /{_digit}:m | 32")
+    add("quick", f"{_name.replace('f', 'fi', 1)}_m16 DE /{_digit}:m | 16")
+    add("quick", f"{_name}_st_sti D8 {0xC0 + 8 * _digit:02X}+i")
 # DC and DE: the destination is ST(i), and subtractions and divisions change places (SDM 2A FSUB, FDIV)
 for _name, _code in (("fadd", 0xC0), ("fmul", 0xC8), ("fsubr", 0xE0), ("fsub", 0xE8), ("fdivr", 0xF0), ("fdiv", 0xF8)):
     add("quick", f"{_name}_sti_st DC {_code:02X}+i")
@@ -68,11 +67,17 @@ add("quick", """
     fistp_m32 DB /3:m | 32
     fistp_m64 DF /7:m | 64
     fisttp_m32 DB /1:m | 32
-    fisttp_m64 DD /1:m | 64""")
-add("thunk", """
+    fisttp_m64 DD /1:m | 64
     fist_m16 DF /2:m | 16
     fistp_m16 DF /3:m | 16
     fisttp_m16 DF /1:m | 16
+    fsqrt D9 FA
+    frndint D9 FC
+    fucompp DA E9
+    fucom_sti DD E0+i
+    fucomp_sti DD E8+i
+    fcompp DE D9""")
+add("thunk", """
     fbld_m80 DF /4:m | 80
     fbstp_m80 DF /6:m | 80
     fnop D9 D0
@@ -93,9 +98,7 @@ add("thunk", """
     fincstp D9 F7
     fprem D9 F8
     fyl2xp1 D9 F9
-    fsqrt D9 FA
     fsincos D9 FB
-    frndint D9 FC
     fscale D9 FD
     fsin D9 FE
     fcos D9 FF
@@ -103,15 +106,11 @@ add("thunk", """
     fcmove_sti DA C8+i
     fcmovbe_sti DA D0+i
     fcmovu_sti DA D8+i
-    fucompp DA E9
     fcmovnb_sti DB C0+i
     fcmovne_sti DB C8+i
     fcmovnbe_sti DB D0+i
     fcmovnu_sti DB D8+i
-    ffree_sti DD C0+i
-    fucom_sti DD E0+i
-    fucomp_sti DD E8+i
-    fcompp DE D9""")
+    ffree_sti DD C0+i""")
 # not in the manual's list, but every maker's x87 knows them: other encodings of the same
 add("thunk", """
     fstpnce_sti D9 D8+i

@@ -1,31 +1,39 @@
 # The quick ways of frequent x87 instructions. Owner: FPU.
 #
-# Taken when nothing waits, FCW is 37FH where rounding matters, no register over- or underflows, and the operation signals
+# Taken when nothing waits, every exception is masked where one may occur, no register over- or underflows, and the operation signals
 # nothing that FSW does not say already. Everything else: the thunk, from the unchanged state.
 
-ctypedef int (*arithmetic_t)(uint16_t* fsw, uint8_t* d, const uint8_t* a, const uint8_t* b, uint8_t* t) noexcept nogil
-ctypedef int (*store_t)(uint16_t* fsw, const uint8_t* a, uint8_t* t) noexcept nogil
-ctypedef int (*compare_t)(uint16_t* fsw, const uint8_t* a, const uint8_t* b, uint32_t* aflags) noexcept nogil
+ctypedef int (*arithmetic_t)(uint16_t* w, uint8_t* d, const uint8_t* a, const uint8_t* b, uint8_t* t) noexcept nogil
+ctypedef int (*unary_t)(uint16_t* w, uint8_t* d, uint8_t* t) noexcept nogil
+ctypedef int (*store_t)(uint16_t* w, const uint8_t* a, uint8_t* t) noexcept nogil
+ctypedef int (*compare_t)(uint16_t* w, const uint8_t* a, const uint8_t* b) noexcept nogil
+ctypedef int (*compare_flags_t)(uint16_t* w, const uint8_t* a, const uint8_t* b, uint32_t* aflags) noexcept nogil
 
 cdef extern from *:
-    int q_fadd(uint16_t* fsw, uint8_t* d, const uint8_t* a, const uint8_t* b, uint8_t* t) noexcept nogil
-    int q_fmul(uint16_t* fsw, uint8_t* d, const uint8_t* a, const uint8_t* b, uint8_t* t) noexcept nogil
-    int q_fsub(uint16_t* fsw, uint8_t* d, const uint8_t* a, const uint8_t* b, uint8_t* t) noexcept nogil
-    int q_fsubr(uint16_t* fsw, uint8_t* d, const uint8_t* a, const uint8_t* b, uint8_t* t) noexcept nogil
-    int q_fdiv(uint16_t* fsw, uint8_t* d, const uint8_t* a, const uint8_t* b, uint8_t* t) noexcept nogil
-    int q_fdivr(uint16_t* fsw, uint8_t* d, const uint8_t* a, const uint8_t* b, uint8_t* t) noexcept nogil
-    int q_fst_m32(uint16_t* fsw, const uint8_t* a, uint8_t* t) noexcept nogil
-    int q_fst_m64(uint16_t* fsw, const uint8_t* a, uint8_t* t) noexcept nogil
-    int q_fist_m32(uint16_t* fsw, const uint8_t* a, uint8_t* t) noexcept nogil
-    int q_fist_m64(uint16_t* fsw, const uint8_t* a, uint8_t* t) noexcept nogil
-    int q_fisttp_m32(uint16_t* fsw, const uint8_t* a, uint8_t* t) noexcept nogil
-    int q_fisttp_m64(uint16_t* fsw, const uint8_t* a, uint8_t* t) noexcept nogil
-    int q_fcomi(uint16_t* fsw, const uint8_t* a, const uint8_t* b, uint32_t* aflags) noexcept nogil
-    int q_fucomi(uint16_t* fsw, const uint8_t* a, const uint8_t* b, uint32_t* aflags) noexcept nogil
+    int q_fadd(uint16_t* w, uint8_t* d, const uint8_t* a, const uint8_t* b, uint8_t* t) noexcept nogil
+    int q_fmul(uint16_t* w, uint8_t* d, const uint8_t* a, const uint8_t* b, uint8_t* t) noexcept nogil
+    int q_fsub(uint16_t* w, uint8_t* d, const uint8_t* a, const uint8_t* b, uint8_t* t) noexcept nogil
+    int q_fsubr(uint16_t* w, uint8_t* d, const uint8_t* a, const uint8_t* b, uint8_t* t) noexcept nogil
+    int q_fdiv(uint16_t* w, uint8_t* d, const uint8_t* a, const uint8_t* b, uint8_t* t) noexcept nogil
+    int q_fdivr(uint16_t* w, uint8_t* d, const uint8_t* a, const uint8_t* b, uint8_t* t) noexcept nogil
+    int q_fsqrt(uint16_t* w, uint8_t* d, uint8_t* t) noexcept nogil
+    int q_frndint(uint16_t* w, uint8_t* d, uint8_t* t) noexcept nogil
+    int q_fst_m32(uint16_t* w, const uint8_t* a, uint8_t* t) noexcept nogil
+    int q_fst_m64(uint16_t* w, const uint8_t* a, uint8_t* t) noexcept nogil
+    int q_fist_m16(uint16_t* w, const uint8_t* a, uint8_t* t) noexcept nogil
+    int q_fist_m32(uint16_t* w, const uint8_t* a, uint8_t* t) noexcept nogil
+    int q_fist_m64(uint16_t* w, const uint8_t* a, uint8_t* t) noexcept nogil
+    int q_fisttp_m16(uint16_t* w, const uint8_t* a, uint8_t* t) noexcept nogil
+    int q_fisttp_m32(uint16_t* w, const uint8_t* a, uint8_t* t) noexcept nogil
+    int q_fisttp_m64(uint16_t* w, const uint8_t* a, uint8_t* t) noexcept nogil
+    int q_fcom(uint16_t* w, const uint8_t* a, const uint8_t* b) noexcept nogil
+    int q_fucom(uint16_t* w, const uint8_t* a, const uint8_t* b) noexcept nogil
+    int q_fcomi(uint16_t* w, const uint8_t* a, const uint8_t* b, uint32_t* aflags) noexcept nogil
+    int q_fucomi(uint16_t* w, const uint8_t* a, const uint8_t* b, uint32_t* aflags) noexcept nogil
 
 
 cdef inline bint x87_plain(CpuState* cpu) noexcept nogil:
-    return cpu.fcw == FCW_INITIAL and not cpu.fsw & FSW_ES
+    return cpu.fcw & FSW_EXCEPTIONS == FSW_EXCEPTIONS and not cpu.fsw & FSW_ES
 
 
 cdef inline uint8_t* st_bytes(CpuState* cpu, uint32_t i) noexcept nogil:
@@ -48,6 +56,22 @@ cdef inline void x87_push(CpuState* cpu, uint64_t mantissa, uint16_t sign_expone
     st(cpu, 0).sign_exponent = sign_exponent
 
 
+cdef inline St80* wide_of(CpuState* cpu) noexcept nogil:
+    return <St80*>&cpu.fpu_area[160]
+
+
+cdef inline bint widen(CpuState* cpu, const uint8_t* p, uint32_t size, bint integer) noexcept nogil:
+    """A number in memory to 80 bits at wide_of(cpu). False: it would signal something."""
+    cdef St80* wide = wide_of(cpu)
+    if integer:
+        widen_integer((<int64_t*>p)[0] if size == 8 else (<int32_t*>p)[0] if size == 4 else (<int16_t*>p)[0],
+                      &wide.mantissa, &wide.sign_exponent)
+        return True
+    if size == 8:
+        return widen64((<uint64_t*>p)[0], &wide.mantissa, &wide.sign_exponent) != 0
+    return widen32((<uint32_t*>p)[0], &wide.mantissa, &wide.sign_exponent) != 0
+
+
 # --- arithmetic
 
 cdef inline bint arithmetic_sti(CpuState* cpu, Op* op, arithmetic_t kernel, uint32_t opcode, bint to_sti,
@@ -56,7 +80,7 @@ cdef inline bint arithmetic_sti(CpuState* cpu, Op* op, arithmetic_t kernel, uint
     cdef uint32_t i = op.modrm & 7
     cdef uint8_t* d = st_bytes(cpu, i if to_sti else 0)
     if x87_plain(cpu) and st_full(cpu, 0) and st_full(cpu, i):
-        if kernel(&cpu.fsw, d, d, st_bytes(cpu, 0 if to_sti else i), operand_of(cpu)):
+        if kernel(&cpu.fcw, d, d, st_bytes(cpu, 0 if to_sti else i), operand_of(cpu)):
             x87_note(cpu, op, opcode)
             if pop:
                 x87_pop(cpu)
@@ -64,57 +88,43 @@ cdef inline bint arithmetic_sti(CpuState* cpu, Op* op, arithmetic_t kernel, uint
     return run_register(cpu, op, opcode)
 
 
-cdef inline bint arithmetic_memory(CpuState* cpu, Op* op, arithmetic_t kernel, uint32_t opcode,
-                                   uint32_t size) noexcept nogil:
-    """ST(0) with a float in memory, widened first."""
+cdef inline bint arithmetic_memory(CpuState* cpu, Op* op, arithmetic_t kernel, uint32_t opcode, uint32_t size,
+                                   bint integer) noexcept nogil:
+    """ST(0) with a number in memory, widened first."""
     cdef uint64_t gva = ea(cpu, op)
-    cdef St80* wide = <St80*>&cpu.fpu_area[160]
     cdef uint8_t* p
     if x87_plain(cpu) and st_full(cpu, 0):
         p = mem_read(cpu, op, gva, size)
         if p == NULL:
             return False
-        if ((widen64((<uint64_t*>p)[0], &wide.mantissa, &wide.sign_exponent) if size == 8
-                else widen32((<uint32_t*>p)[0], &wide.mantissa, &wide.sign_exponent))
-                and kernel(&cpu.fsw, st_bytes(cpu, 0), st_bytes(cpu, 0), <uint8_t*>wide, operand_of(cpu))):
+        if widen(cpu, p, size, integer) and kernel(&cpu.fcw, st_bytes(cpu, 0), st_bytes(cpu, 0),
+                                                   <uint8_t*>wide_of(cpu), operand_of(cpu)):
             x87_note_memory(cpu, op, opcode, gva)
             return True
     return run_memory(cpu, op, opcode, size, False)
 
 
+cdef inline bint unary(CpuState* cpu, Op* op, unary_t kernel) noexcept nogil:
+    if x87_plain(cpu) and st_full(cpu, 0) and kernel(&cpu.fcw, st_bytes(cpu, 0), operand_of(cpu)):
+        x87_note(cpu, op, 1)
+        return True
+    return run_register(cpu, op, 1)
+
+
 # --- loads
 
-cdef inline bint load_float(CpuState* cpu, Op* op, uint32_t opcode, uint32_t size) noexcept nogil:
+cdef inline bint load(CpuState* cpu, Op* op, uint32_t opcode, uint32_t size, bint integer) noexcept nogil:
     cdef uint64_t gva = ea(cpu, op)
-    cdef St80* wide = <St80*>&cpu.fpu_area[160]
     cdef uint8_t* p
     if can_push(cpu):
         p = mem_read(cpu, op, gva, size)
         if p == NULL:
             return False
-        if (widen64((<uint64_t*>p)[0], &wide.mantissa, &wide.sign_exponent) if size == 8
-                else widen32((<uint32_t*>p)[0], &wide.mantissa, &wide.sign_exponent)):
-            x87_push(cpu, wide.mantissa, wide.sign_exponent)
+        if widen(cpu, p, size, integer):
+            x87_push(cpu, wide_of(cpu).mantissa, wide_of(cpu).sign_exponent)
             x87_note_memory(cpu, op, opcode, gva)
             return True
     return run_memory(cpu, op, opcode, size, False)
-
-
-cdef inline bint load_integer(CpuState* cpu, Op* op, uint32_t opcode, uint32_t size) noexcept nogil:
-    cdef uint64_t gva = ea(cpu, op)
-    cdef St80* wide = <St80*>&cpu.fpu_area[160]
-    cdef uint8_t* p
-    cdef int64_t value
-    if not can_push(cpu):
-        return run_memory(cpu, op, opcode, size, False)
-    p = mem_read(cpu, op, gva, size)
-    if p == NULL:
-        return False
-    value = (<int64_t*>p)[0] if size == 8 else (<int32_t*>p)[0] if size == 4 else (<int16_t*>p)[0]
-    widen_integer(value, &wide.mantissa, &wide.sign_exponent)
-    x87_push(cpu, wide.mantissa, wide.sign_exponent)
-    x87_note_memory(cpu, op, opcode, gva)
-    return True
 
 
 cdef void op_fld_m80(CpuState* cpu, Op* op) noexcept nogil:
@@ -164,7 +174,7 @@ cdef void op_fldz(CpuState* cpu, Op* op) noexcept nogil:
 cdef inline bint store(CpuState* cpu, Op* op, store_t kernel, uint32_t opcode, uint32_t size, bint pop) noexcept nogil:
     cdef uint64_t gva = ea(cpu, op)
     cdef uint16_t fsw = cpu.fsw
-    if x87_plain(cpu) and st_full(cpu, 0) and kernel(&cpu.fsw, st_bytes(cpu, 0), operand_of(cpu)):
+    if x87_plain(cpu) and st_full(cpu, 0) and kernel(&cpu.fcw, st_bytes(cpu, 0), operand_of(cpu)):
         if not mem_write(cpu, op, gva, (<uint64_t*>operand_of(cpu))[0], size):
             cpu.fsw = fsw
             return False
@@ -256,12 +266,44 @@ cdef void op_fabs(CpuState* cpu, Op* op) noexcept nogil:
     op[1].fn(cpu, op + 1)
 
 
-cdef inline bint compare(CpuState* cpu, Op* op, compare_t kernel, uint32_t opcode, bint pop) noexcept nogil:
+# --- comparisons
+
+cdef inline bint compare_flags(CpuState* cpu, Op* op, compare_flags_t kernel, uint32_t opcode, bint pop) noexcept nogil:
     cdef uint32_t i = op.modrm & 7
     if x87_plain(cpu) and st_full(cpu, 0) and st_full(cpu, i):
-        if kernel(&cpu.fsw, st_bytes(cpu, 0), st_bytes(cpu, i), &cpu.aflags):
+        if kernel(&cpu.fcw, st_bytes(cpu, 0), st_bytes(cpu, i), &cpu.aflags):
             x87_note(cpu, op, opcode)
             if pop:
                 x87_pop(cpu)
             return True
     return run_register(cpu, op, opcode)
+
+
+cdef inline bint compare(CpuState* cpu, Op* op, compare_t kernel, uint32_t opcode, uint32_t pops) noexcept nogil:
+    """With ST(i); FCOMPP and FUCOMPP: with ST(1), which the ModRM byte names too."""
+    cdef uint32_t i = op.modrm & 7
+    if x87_plain(cpu) and st_full(cpu, 0) and st_full(cpu, i):
+        if kernel(&cpu.fcw, st_bytes(cpu, 0), st_bytes(cpu, i)):
+            x87_note(cpu, op, opcode)
+            if pops:
+                x87_pop(cpu)
+            if pops == 2:
+                x87_pop(cpu)
+            return True
+    return run_register(cpu, op, opcode)
+
+
+cdef inline bint compare_memory(CpuState* cpu, Op* op, compare_t kernel, uint32_t opcode, uint32_t size, bint integer,
+                                bint pop) noexcept nogil:
+    cdef uint64_t gva = ea(cpu, op)
+    cdef uint8_t* p
+    if x87_plain(cpu) and st_full(cpu, 0):
+        p = mem_read(cpu, op, gva, size)
+        if p == NULL:
+            return False
+        if widen(cpu, p, size, integer) and kernel(&cpu.fcw, st_bytes(cpu, 0), <uint8_t*>wide_of(cpu)):
+            x87_note_memory(cpu, op, opcode, gva)
+            if pop:
+                x87_pop(cpu)
+            return True
+    return run_memory(cpu, op, opcode, size, False)

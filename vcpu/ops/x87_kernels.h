@@ -43,24 +43,35 @@ static void x87_run_memory(uint32_t opcode, uint32_t modrm, x87_image *image, vo
     x87_run(virga_x87_memory + (opcode * 8 + (modrm >> 3 & 7)) * 4, image, memory, 0);
 }
 
-/* --- quick operations: the guest's FCW is 37FH. 1: done, *fsw has its C1 and nothing else changed.
- * 0: an exception whose flag is not set in *fsw yet: nothing was written, the thunk does it again.
+/* --- quick operations: every exception masked. w: FCW, and behind it FSW. 1: done, FSW has its C1 and nothing else changed.
+ * 0: an exception whose flag is not set in FSW yet: nothing was written, the thunk does it again.
  * (Flags that the host's status word still holds from before can only send an operation to the thunk, whose FNSAVE clears
  * them.) d, a, b: registers in memory, 10 bytes; t: 16 bytes of scratch. */
 #define X87_FLAGS 0x7F
 #define X87_C1 0x200
-#define X87_CHECK(sw, fsw) \
-    if (__builtin_expect((sw) & X87_FLAGS & ~*(fsw), 0)) return 0; \
-    *(fsw) = (*(fsw) & ~X87_C1) | ((sw) & X87_C1);
+#define X87_CODES 0x4700
+#define X87_FCW_HOST 0x37F
+static const uint16_t x87_fcw_host = X87_FCW_HOST;
+
+#define REG80(p) "m"(*(const uint8_t (*)[10])(p))
+/* output: sw in AX, and `out`; the guest's FCW is loaded only where it differs */
+#define X87_BLOCK(w, sw, body, out, in...) do { \
+        if (__builtin_expect((w)[0] == X87_FCW_HOST, 1)) \
+            __asm__ volatile(body : [sw] "=&a"(sw), out : in); \
+        else \
+            __asm__ volatile("fldcw %[cw]; " body "; fldcw %[host]" \
+                             : [sw] "=&a"(sw), out : [cw] "m"((w)[0]), [host] "m"(x87_fcw_host), in); } while (0)
+#define X87_CHECK(sw, w) \
+    if (__builtin_expect((sw) & X87_FLAGS & ~(w)[1], 0)) return 0; \
+    (w)[1] = ((w)[1] & ~X87_C1) | ((sw) & X87_C1);
 
 /* op a, b: the bytes of the popping form that leaves ST(1) op ST(0), with a in ST(1) */
 #define X87_ARITHMETIC(name, bytes) \
-    static inline int q_##name(uint16_t *fsw, uint8_t *d, const uint8_t *a, const uint8_t *b, uint8_t *t) { \
+    static inline int q_##name(uint16_t *w, uint8_t *d, const uint8_t *a, const uint8_t *b, uint8_t *t) { \
         uint16_t sw; \
-        __asm__ volatile("fldt %[a]; fldt %[b]; .byte " bytes "; fnstsw %[sw]; fstpt %[t]" \
-                         : [sw] "=a"(sw), [t] "=m"(*(uint8_t (*)[10])t) \
-                         : [a] "m"(*(const uint8_t (*)[10])a), [b] "m"(*(const uint8_t (*)[10])b)); \
-        X87_CHECK(sw, fsw) \
+        X87_BLOCK(w, sw, "fldt %[a]; fldt %[b]; .byte " bytes "; fnstsw %[sw]; fstpt %[t]", \
+                  [t] "=m"(*(uint8_t (*)[10])t), [a] REG80(a), [b] REG80(b)); \
+        X87_CHECK(sw, w) \
         memcpy(d, t, 10); \
         return 1; }
 X87_ARITHMETIC(fadd, "0xDE, 0xC1")
@@ -70,32 +81,54 @@ X87_ARITHMETIC(fsubr, "0xDE, 0xE1")
 X87_ARITHMETIC(fdiv, "0xDE, 0xF9")
 X87_ARITHMETIC(fdivr, "0xDE, 0xF1")
 
+#define X87_UNARY(name) \
+    static inline int q_##name(uint16_t *w, uint8_t *d, uint8_t *t) { \
+        uint16_t sw; \
+        X87_BLOCK(w, sw, "fldt %[a]; " #name "; fnstsw %[sw]; fstpt %[t]", [t] "=m"(*(uint8_t (*)[10])t), [a] REG80(d)); \
+        X87_CHECK(sw, w) \
+        memcpy(d, t, 10); \
+        return 1; }
+X87_UNARY(fsqrt)
+X87_UNARY(frndint)
+
 /* ST(0) to memory in another format: the popping store of `bytes` bytes into t */
 #define X87_STORE(name, insn, bytes) \
-    static inline int q_##name(uint16_t *fsw, const uint8_t *a, uint8_t *t) { \
+    static inline int q_##name(uint16_t *w, const uint8_t *a, uint8_t *t) { \
         uint16_t sw; \
-        __asm__ volatile("fldt %[a]; " insn " %[t]; fnstsw %[sw]" \
-                         : [sw] "=a"(sw), [t] "=m"(*(uint8_t (*)[bytes])t) : [a] "m"(*(const uint8_t (*)[10])a)); \
-        X87_CHECK(sw, fsw) \
+        X87_BLOCK(w, sw, "fldt %[a]; " insn " %[t]; fnstsw %[sw]", [t] "=m"(*(uint8_t (*)[bytes])t), [a] REG80(a)); \
+        X87_CHECK(sw, w) \
         return 1; }
 X87_STORE(fst_m32, "fstps", 4)
 X87_STORE(fst_m64, "fstpl", 8)
+X87_STORE(fist_m16, "fistps", 2)
 X87_STORE(fist_m32, "fistpl", 4)
 X87_STORE(fist_m64, "fistpll", 8)
+X87_STORE(fisttp_m16, "fisttps", 2)
 X87_STORE(fisttp_m32, "fisttpl", 4)
 X87_STORE(fisttp_m64, "fisttpll", 8)
 
-#define X87_COMPARE(name, insn) \
-    static inline int q_##name(uint16_t *fsw, const uint8_t *a, const uint8_t *b, uint32_t *aflags) { \
+/* a compared with b: the condition codes into FSW */
+#define X87_COMPARE(name) \
+    static inline int q_##name(uint16_t *w, const uint8_t *a, const uint8_t *b) { \
+        uint16_t sw; \
+        __asm__ volatile("fldt %[b]; fldt %[a]; " #name "pp; fnstsw %[sw]" : [sw] "=a"(sw) : [a] REG80(a), [b] REG80(b)); \
+        if (sw & X87_FLAGS & ~w[1]) return 0; \
+        w[1] = (w[1] & ~X87_CODES) | (sw & X87_CODES); \
+        return 1; }
+X87_COMPARE(fcom)
+X87_COMPARE(fucom)
+
+/* the same into the flags. C1 stays: so do the makers, whatever the manual says */
+#define X87_COMPARE_FLAGS(name) \
+    static inline int q_##name(uint16_t *w, const uint8_t *a, const uint8_t *b, uint32_t *aflags) { \
         uint16_t sw, f; \
-        __asm__ volatile("fldt %[b]; fldt %[a]; " insn " %%st(1), %%st; lahf; movzwl %%ax, %%edx; fnstsw %%ax; fstp %%st(0)" \
-                         : "=&a"(sw), "=&d"(f) \
-                         : [a] "m"(*(const uint8_t (*)[10])a), [b] "m"(*(const uint8_t (*)[10])b) : "cc"); \
-        if (sw & X87_FLAGS & ~*fsw) return 0;      /* C1 stays: so do the makers, whatever the manual says */ \
+        __asm__ volatile("fldt %[b]; fldt %[a]; " #name "p %%st(1), %%st; lahf; movzwl %%ax, %%edx; fnstsw %%ax; fstp %%st(0)" \
+                         : "=&a"(sw), "=&d"(f) : [a] REG80(a), [b] REG80(b) : "cc"); \
+        if (sw & X87_FLAGS & ~w[1]) return 0; \
         *aflags = f & 0x4700; \
         return 1; }
-X87_COMPARE(fcomi, "fcomip")
-X87_COMPARE(fucomi, "fucomip")
+X87_COMPARE_FLAGS(fcomi)
+X87_COMPARE_FLAGS(fucomi)
 
 /* --- memory formats to 80 bits, where nothing can be signalled: normal numbers and zeros. 0: the thunk does it */
 static inline int widen64(uint64_t v, uint64_t *mantissa, uint16_t *sign_exponent) {
