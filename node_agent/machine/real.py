@@ -15,6 +15,7 @@ import time
 from typing import Any
 
 FLUSH_S = 0.002                   # output is gathered this long
+STOP_S = 5                        # a vCPU that does not even hear a kick is left behind
 NS_PER_S = 1_000_000_000
 
 
@@ -101,7 +102,7 @@ class RealRunner:
         self.kick()
         for thread in self._threads:
             if thread is not threading.current_thread():
-                thread.join()
+                thread.join(STOP_S)
 
     # the threads
 

@@ -21,6 +21,7 @@ import vcpu
 
 QUANTUM = 100_000                 # instructions of one turn
 FLUSH_ROUNDS = 64
+STOP_S = 5                        # a vCPU that does not end its turn is left behind
 
 
 class TurnRunner:
@@ -91,7 +92,7 @@ class TurnRunner:
             self._wake.set()
             self._gate.notify_all()
         if self._thread and threading.current_thread() is not self._thread:
-            self._thread.join()
+            self._thread.join(STOP_S)
 
     def _park(self) -> bool:
         with self._gate:
