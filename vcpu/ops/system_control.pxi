@@ -233,7 +233,7 @@ cdef void op_sti(CpuState* cpu, Op* op) noexcept nogil:
         fault(cpu, op, VECTOR_GP, 0)
         return
     if cpu.rflags_sys & RF_IF:
-        op[1].fn(cpu, op + 1)
+        finish_op(cpu, op)
         return
     cpu.rflags_sys |= RF_IF
     finish_op(cpu, op)
