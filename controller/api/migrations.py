@@ -16,7 +16,7 @@ from controller.api.once import Once
 from controller.events import Events
 from controller.ids import Ids
 from controller.model import migrations
-from controller.model.records import MigrationRecord, Pointer
+from controller.model.records import FileRole, MigrationRecord, Pointer
 from controller.scheduler.placer import Placer, placement_of
 from controller.scheduler.plan import refusals_of
 from controller.store import keys
@@ -106,6 +106,10 @@ def plan_migration(world: World, placer: Placer, view: VmView, target: str, uid:
     source = world.node(assignment.node)
     migrations.check_movable(record.name, view.status.state, view.pointer_entry is not None,
                              source is None or source.lost)
+    image = world.image(record.spec.image)
+    if record.spec.disks_mib or (image and any(file.role is FileRole.DISK for file in image.files)):
+        raise errors.WrongState("VM_HAS_DISKS", "vm", record.name, f"{record.name} has disks on its node, which do not "
+                                "move yet")
     table = placer.table()
     if target:
         target = world.find_node(target).record.name

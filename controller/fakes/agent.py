@@ -348,6 +348,7 @@ class FakeAgent:
         if vm is None:
             await call.write(pb.SendLogRequest(session=order.session, error=pb.StreamError(reason="VM_NOT_HERE")))
             await call.done_writing()
+            await call
             return
         start = order.from_offset if order.HasField("from_offset") else max(
             0, len(vm.log) - order.replay_bytes) if order.replay_bytes else 0
@@ -372,9 +373,11 @@ class FakeAgent:
                 await call.write(pb.AttachConsoleRequest(
                     session=order.session, error=pb.StreamError(reason="CONSOLE_BUSY", message="somebody types")))
                 await call.done_writing()
+                while await call.read() is not grpc.aio.EOF:      # a call cancelled at once may lose what was written
+                    pass
                 return
             await call.write(pb.AttachConsoleRequest(session=order.session, output=vm.log[:order.replay_bytes]))
-            async for message in call:
+            while (message := await call.read()) is not grpc.aio.EOF:
                 await call.write(pb.AttachConsoleRequest(output=message.input.upper()))
         finally:
             call.cancel()

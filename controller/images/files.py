@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 from collections.abc import AsyncGenerator, Callable
+from io import IOBase
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -140,8 +141,14 @@ class Upload:
 
 
 async def _disk(work: Callable[..., T], *args: Any) -> T:
+    working = asyncio.ensure_future(asyncio.to_thread(work, *args))
     try:
-        return await asyncio.to_thread(work, *args)
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await asyncio.wait([working])                   # the file is closed only when nobody works on it
+        if not working.cancelled() and working.exception() is None and isinstance(opened := working.result(), IOBase):
+            opened.close()
+        raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise errors.Exhausted("DISK_FULL", "the controller's disk is full") from error

@@ -27,6 +27,7 @@ from controller.store.store import Commit
 PREPARE_S, COPY_S, SWITCH_S = 30.0, 900.0, 20.0
 CONFIRM_S = 15.0                    # an abort is told as FAILED after so long, confirmed or not: it is decided anyway
 STEP_PHASE = {"COPYING": Phase.COPYING, "PAUSED": Phase.SWITCHING, "READY": Phase.SWITCHING}
+DONE_S = 2.0                        # a target that runs the VM, and doesn't say DONE, has succeeded after so long
 ORDER = list(Phase)
 
 
@@ -97,7 +98,7 @@ def advance(record: MigrationRecord, seen: Seen, now: float) -> tuple[MigrationR
     if not record.decision:
         return _undecided(record, seen, now)
     if record.decision is Decision.COMMIT:
-        return _committed(record, seen, now), 0.0
+        return _committed(record, seen, now)
     return _aborting(record, seen, now)
 
 
@@ -138,15 +139,16 @@ def _why_abort(record: MigrationRecord, seen: Seen) -> tuple[str, str] | None:
     return None
 
 
-def _committed(record: MigrationRecord, seen: Seen, now: float) -> MigrationRecord:
-    runs = seen.target_generation >= record.owner_generation and (
-        seen.target_state in ALIVE or seen.target_state in ENDED)
-    if runs:
-        return replace(record, phase=Phase.SUCCEEDED, phase_time=now, end_time=now)
+def _committed(record: MigrationRecord, seen: Seen, now: float) -> tuple[MigrationRecord, float]:
+    owns = seen.target_generation >= record.owner_generation
+    # DONE tells the gap, too. A copy that is paused or has ended may never have run: only DONE ends the source's copy.
+    left = record.phase_time + DONE_S - now
+    if owns and (seen.target_step == "DONE" or (seen.target_state is VmState.RUNNING and left <= 0)):
+        return replace(record, phase=Phase.SUCCEEDED, phase_time=now, end_time=now), 0.0
     if seen.target_step == "FAILED":
         return decided(record, Decision.ABORT, seen.reason or "TARGET_FAILED",
-                       seen.message or f"{record.target} could not run it", now)
-    return record
+                       seen.message or f"{record.target} could not run it", now), CONFIRM_S
+    return record, max(0.0, left)
 
 
 def _aborting(record: MigrationRecord, seen: Seen, now: float) -> tuple[MigrationRecord, float]:

@@ -114,8 +114,10 @@ def not_placed(status: VmStatus, placement: Placement, now: float) -> VmStatus:
                    state_time=status.state_time if status.state is VmState.PENDING else now)
 
 
-def observed(record: VmRecord, status: VmStatus, assignment: Assignment, report: "Report", now: float) -> VmStatus:
-    """What a report by the VM's node makes of its status. Reports of an older owner or run change nothing."""
+def observed(record: VmRecord, status: VmStatus, assignment: Assignment, report: "Report", now: float,
+             moving: bool = False) -> VmStatus:
+    """What a report by the VM's node makes of its status. Reports of an older owner or run change nothing. moving: a
+    pause is the migration's own."""
     if report.generation < assignment.generation:
         return status
     if report.run < record.run and record.power is Power.STOPPED and report.state in ENDED and not record.delete_time:
@@ -131,7 +133,8 @@ def observed(record: VmRecord, status: VmStatus, assignment: Assignment, report:
     if same_run and len(report.phases) < len(status.phases) - 1:
         phases = status.phases                     # after a migration the new node knows none of the earlier ones
     stopping = record.power is Power.STOPPED and report.state not in ENDED | {VmState.UNKNOWN}
-    state = VmState.STOPPING if stopping else report.state
+    pausing = moving and report.state is VmState.PAUSED and record.power is Power.RUNNING
+    state = VmState.STOPPING if stopping else VmState.RUNNING if pausing else report.state
     state_time = status.state_time if same_run and status.state is state else now
     return VmStatus(state=state, state_time=state_time, reason=report.reason, message=report.message,
                     run=report.run, phases=phases, exit_status=report.exit_status)

@@ -45,7 +45,7 @@ def decide_vm(view: VmView, report: Report | None, node_lost: bool, now: float) 
     if node_lost:
         return Plan(record, vms.node_lost(record, status, assignment.node, now), False, 0.0)
     if report is not None and not report.gone and not report.migrating_in:
-        status = vms.observed(record, status, assignment, report, now)
+        status = vms.observed(record, status, assignment, report, now, view.migration is not None)
     else:
         status = vms.asked(record, status, assignment, now)
     record, again = vms.after_end(record, status, now)

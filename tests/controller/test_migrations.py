@@ -169,6 +169,14 @@ async def test_refused(site, target, code, reason):
     assert site.agents[vm.status.node].disk.vms[vm.uid].state == RUNNING
 
 
+async def test_disks_do_not_move_yet(site):
+    await site.api.create("disky", disks=[vm_pb2.Disk(size_mib=1)])
+    await site.api.until("disky", "RUNNING")
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await begin(site, "disky")
+    assert refused.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+
+
 async def test_one_at_a_time(site):
     vm = await running(site)
     site.agents[vm.status.node].hold.add("copy")

@@ -98,6 +98,14 @@ def test_running_while_it_is_to_stop_is_stopping():
     assert seen.state is VmState.STOPPING
 
 
+def test_the_pause_of_a_migration_is_not_shown():
+    paused = Report("u", 1, 1, VmState.PAUSED)
+    assert vms.observed(vm(), status(VmState.RUNNING), HERE, paused, NOW, moving=True).state is VmState.RUNNING
+    assert vms.observed(vm(), status(VmState.RUNNING), HERE, paused, NOW).state is VmState.PAUSED
+    asked = vm(power=Power.PAUSED)
+    assert vms.observed(asked, status(VmState.RUNNING), HERE, paused, NOW, moving=True).state is VmState.PAUSED
+
+
 def test_a_lost_node_makes_running_ones_unknown_and_keeps_the_ended():
     lost = vms.node_lost(vm(), status(VmState.RUNNING), "node-1", NOW)
     assert (lost.state, lost.reason) == (VmState.UNKNOWN, "NODE_LOST")
@@ -157,6 +165,10 @@ def test_a_migration_goes_forward_by_what_both_sides_say():
     record = migrations.decide(record, "b", Decision.COMMIT, "", NOW)
     assert (record.phase, record.owner_generation) == (Phase.FINISHING, 5)
     assert advance(record, target_step="READY", target_generation=4).phase is Phase.FINISHING
+    for state in (VmState.RUNNING, VmState.PAUSED, VmState.CRASHED):
+        assert advance(record, target_generation=5, target_state=state, target_step="READY").phase is Phase.FINISHING
+    assert advance(record, NOW + 10, target_generation=5, target_state=VmState.RUNNING).phase is Phase.SUCCEEDED
+    assert advance(record, NOW + 10, target_generation=5, target_state=VmState.PAUSED).phase is Phase.FINISHING
     done = advance(record, target_generation=5, target_state=VmState.RUNNING, target_step="DONE", gap_ms=7.0)
     assert (done.phase, done.gap_ms, done.over) == (Phase.SUCCEEDED, 7.0, True)
 
