@@ -143,8 +143,9 @@ class FakeController(rpc.AgentServiceServicer):
             async for message in requests:
                 outputs.put_nowait(message)
             outputs.put_nowait(None)
-        reader = asyncio.create_task(read())
+            inputs.put_nowait(None)
         inputs = self.inputs.setdefault(first.session, asyncio.Queue())
+        reader = asyncio.create_task(read())
         try:
             while (data := await inputs.get()) is not None:
                 yield pb.AttachConsoleResponse(input=data)

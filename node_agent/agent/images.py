@@ -52,6 +52,8 @@ class Images:
             try:
                 await self._download(path, sha256, size)
             except OSError as error:
+                if error.errno is None:
+                    raise
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise ImageError("IMAGE_FAILED", f"{error.filename or path}: {error.strerror}") from error
                 if not self._evict():

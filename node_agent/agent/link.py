@@ -21,6 +21,7 @@ from pathlib import Path
 import grpc
 
 from node_agent.agent.config import Config
+from node_agent.agent.images import ImageError
 from node_agent.agent.metrics import Metrics
 from node_agent.agent.node import Node
 from node_agent.agent.node_files import NodeFiles
@@ -42,6 +43,7 @@ DECIDE_TIMEOUT_S = 5.0
 COALESCE_S = 0.002
 _REFUSED = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.INVALID_ARGUMENT,
                       grpc.StatusCode.ALREADY_EXISTS, grpc.StatusCode.PERMISSION_DENIED})
+_NO_IMAGE = frozenset({grpc.StatusCode.NOT_FOUND, grpc.StatusCode.DATA_LOSS, grpc.StatusCode.INVALID_ARGUMENT})
 _OPTIONS = (("grpc.keepalive_time_ms", 10_000), ("grpc.keepalive_timeout_ms", 5_000),
             ("grpc.keepalive_permit_without_calls", 1), ("grpc.max_receive_message_length", 16 << 20),
             ("grpc.enable_retries", 0), ("grpc.initial_reconnect_backoff_ms", 100),
@@ -226,6 +228,10 @@ class Link:
             try:
                 async for chunk in call:
                     yield chunk.data
+            except grpc.aio.AioRpcError as error:
+                if error.code() in _NO_IMAGE:
+                    raise ImageError("IMAGE_FAILED", f"the controller: {error.details()}") from error
+                raise
             finally:
                 call.cancel()
 

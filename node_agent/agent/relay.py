@@ -26,6 +26,7 @@ log = logging.getLogger("relay")
 
 QUEUE = 16                        # pieces of at most 64 KiB between ring and stream
 NEXT_RUN_POLL_S = 0.3
+FINISH_S = 5.0
 
 
 class Refusal(Exception):
@@ -75,7 +76,7 @@ class Relays:
                 client, source = await self._attach(order)
             except Refusal as refusal:
                 await call.write(pb.AttachConsoleRequest(session=order.session, error=refusal.error))
-                await call.done_writing()
+                await _finish(call)
                 return
             await call.write(pb.AttachConsoleRequest(session=order.session))
             reader = asyncio.create_task(self._input(call, client))
@@ -85,6 +86,7 @@ class Relays:
                     if reader.done():
                         break
                 await call.done_writing()
+                await asyncio.wait([reader], timeout=FINISH_S)        # a call that is cancelled loses what is under way
             finally:
                 reader.cancel()
                 await asyncio.gather(reader, return_exceptions=True)
@@ -166,6 +168,15 @@ class Relays:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def _finish(call: grpc.aio.StreamStreamCall) -> None:
+    """All is said: give the other end time to take it."""
+    await call.done_writing()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(FINISH_S):
+            while await call.read() is not grpc.aio.EOF:
+                pass
 
 
 _END = -1                          # from (nearly) now on: a ring's reader counts from the end

@@ -1,7 +1,7 @@
 """What a VM keeps on its node's disk.
 
     STATE/vms/<uid>/vm.pb         VmRecord, by the agent, before the process exists
-                    process.pb    ProcessRecord, by the zygote after the fork
+                    process.pb    ProcessRecord, by the VM process once it holds the lock
                     end.pb        End, by the VM process, or by the zygote where it could not
                     console       the ring (node_agent.console.ring)
                     log           stderr of the process

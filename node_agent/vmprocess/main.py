@@ -19,6 +19,7 @@ from pathlib import Path
 
 from node_agent.vmprocess import files, sockets
 from node_agent.vmprocess.errors import Refused, to_error
+from node_agent.vmprocess.identity import ProcessId, boot_id
 from node_agent.vmprocess.machines import Machines
 from node_agent.vmprocess.process import VmProcess, log
 from node_agent.vmprocess.server import ControlServer
@@ -43,6 +44,9 @@ async def _live(folder: files.VmFolder, machines: Machines, asked_at: float, rea
     record = folder.record()
     if record is None:
         raise FileNotFoundError(f"{folder.record_file} is missing")
+    me = ProcessId.mine()
+    files.write_record(folder.process_file, pb.ProcessRecord(
+        format=1, pid=me.pid, start_time=me.start_time, generation=record.generation, boot_id=boot_id()))
     vm = VmProcess(folder, record, machines, asked_at)
     server = ControlServer(vm)
     loop = asyncio.get_running_loop()

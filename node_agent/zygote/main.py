@@ -30,7 +30,7 @@ from pathlib import Path
 
 from node_agent.version import VERSION
 from node_agent.vmprocess import files, sockets, wire
-from node_agent.vmprocess.identity import ProcessId, boot_id
+from node_agent.vmprocess.identity import ProcessId
 from node_agent.vmprocess.machines import Machines
 from node_agent.vmprocess.main import become_vm, run
 from node_agent.vmprocess.process import log
@@ -170,15 +170,6 @@ class Zygote:
         who = ProcessId.of(pid) or ProcessId(pid, 0)        # 0: a zombie already
         self.children[pid] = Child(who, folder, request.spawn.generation, client, request.id, pipe_read)
         self._selector.register(pipe_read, selectors.EVENT_READ, self._child_said)
-        try:
-            files.write_record(folder.process_file, pb.ProcessRecord(
-                format=1, pid=pid, start_time=who.start_time, generation=request.spawn.generation,
-                boot_id=boot_id()))
-        except OSError as error:
-            # unknown to the next agent: better that it never ran than that it runs unseen
-            os.kill(pid, signal.SIGKILL)
-            self._refuse(client, request.id, pb.Error.KIND_FAILED, f"process.pb: {error.strerror}")
-            self.children[pid].client = None
 
     def _child(self, folder: files.VmFolder, asked_at: float, pipe: int) -> None:
         """The VM process' whole life; never returns."""
@@ -244,7 +235,9 @@ class Zygote:
     def _write_end(self, child: Child, status: int) -> None:
         """Only where the child did not: its own word says more."""
         try:
-            old = child.folder.end()
+            process, old = child.folder.process(), child.folder.end()
+            if process is None or process.pid != child.id.pid:
+                return                                    # it never was the VM's process
             if old is not None and (old.pid, old.start_time) == (child.id.pid, child.id.start_time):
                 return
         except files.CorruptRecord as error:
