@@ -86,7 +86,9 @@ async def test_create_move_log_stop_delete(world):
         data += piece.data
     numbers = [int(n) for n in data.split(b"\n")[:-1]]
     assert numbers and numbers == list(range(len(numbers)))
-    assert not (agents.folder / source / "vms" / vm.uid).exists()
+    async with asyncio.timeout(10):
+        while (agents.folder / source / "vms" / vm.uid).exists():
+            await asyncio.sleep(0.02)
     await client.vms.StopVm(vm_pb2.StopVmRequest(vm="web"), metadata=USER)
     await client.until("web", "STOPPED")
     await client.vms.DeleteVm(vm_pb2.DeleteVmRequest(vm="web"), metadata=USER)
