@@ -26,6 +26,7 @@ class RealRunner:
         self._pauses = 0              # how many want a standstill
         self._moving = 0              # threads that are not parked
         self._stopping = False
+        self._go = threading.Event()
         self._wake = threading.Event()
         self._threads: list[threading.Thread] = []
         self._io: threading.Thread | None = None
@@ -41,6 +42,7 @@ class RealRunner:
         for index in range(len(self._machine.cpus)):
             self._spawn(f"vcpu{index}", lambda index=index: self._run_cpu(index))
         self._io = self._spawn("io", self._run_io)
+        self._go.set()                # not before all of them exist: the first may end the machine at once
 
     def _spawn(self, name: str, body: Any) -> threading.Thread:
         thread = threading.Thread(target=self._guarded, args=(name, body), name=name, daemon=True)
@@ -51,6 +53,7 @@ class RealRunner:
         return thread
 
     def _guarded(self, name: str, body: Any) -> None:
+        self._go.wait()
         try:
             body()
         except Exception as error:           # ours: the machine ends with it, nobody else does
@@ -120,8 +123,7 @@ class RealRunner:
     def engine_now_ns(self) -> int:
         """Processor time of the vCPU threads, also while they run."""
         total = 0
-        for index in range(len(self._machine.cpus)):
-            thread = self._threads[index]
+        for index, thread in enumerate(self._threads[:len(self._machine.cpus)]):     # none before the start
             if self.engine_ns[index] == 0 and thread.is_alive():
                 try:
                     total += time.clock_gettime_ns(time.pthread_getcpuclockid(thread.ident))

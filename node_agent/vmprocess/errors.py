@@ -8,6 +8,7 @@ Threads: none.
 from __future__ import annotations
 
 import errno
+import traceback
 
 from node_agent.console.ring import CorruptRing
 from node_agent.migration.protocol import NotAllowed
@@ -45,4 +46,5 @@ def to_error(error: Exception) -> pb.Error:
             return pb.Error(kind=kind, message=str(error)[:2000], field=getattr(error, "field", ""))
     if isinstance(error, OSError):
         return pb.Error(kind=_ERRNOS.get(error.errno or 0, pb.Error.KIND_FAILED), message=str(error))
+    traceback.print_exception(error)                      # nobody expected it: the process's log says where
     return pb.Error(kind=pb.Error.KIND_FAILED, message=f"{type(error).__name__}: {error}"[:2000])
