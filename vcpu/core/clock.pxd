@@ -28,12 +28,12 @@ cdef inline bint clock_is_exact(CpuState* cpu) noexcept nogil:
 
 
 cdef inline uint64_t retired_at_boundary(CpuState* cpu) noexcept nogil:
-    """Instructions retired up to the block boundary passed last."""
-    return cpu.retired + <uint64_t>(cpu.budget_start - cpu.budget)
+    """Instructions retired up to the block boundary passed last, or to the instruction that set op_index."""
+    return cpu.retired + <uint64_t>(cpu.budget_start - cpu.budget) + cpu.op_index
 
 
 cdef inline int64_t clock_read(ClockState* clock) noexcept nogil:
-    """Guest ns, from any thread. Virtual: as of the last block boundary of the vCPU that runs."""
+    """Guest ns, from any thread. Virtual: exact for an instruction that set op_index (MSRs, ports, devices' frames)."""
     if clock.is_virtual:
         if clock.running == NULL:
             return clock.base_ns

@@ -133,6 +133,7 @@ cdef inline void sync_retired(CpuState* cpu) noexcept nogil:
     """Between blocks: make cpu.retired exact."""
     cpu.retired += <uint64_t>(cpu.budget_start - cpu.budget)
     cpu.budget_start = cpu.budget
+    cpu.op_index = 0
 
 
 cdef inline void set_budget(CpuState* cpu, int64_t budget) noexcept nogil:

@@ -143,6 +143,7 @@ cdef bint check_access(CpuState* cpu, Op* op, gva_t gva, uint32_t size, uint32_t
 
 cdef uint8_t* mem_read_slow(CpuState* cpu, Op* op, gva_t gva, uint32_t size) noexcept nogil:
     cdef Parts parts
+    cpu.op_index = op.index                      # a device may look at the clock
     if not check_access(cpu, op, gva, size, ACCESS_READ):
         return NULL
     if not find_parts(cpu, gva, size, ACCESS_READ, &parts):
@@ -160,6 +161,7 @@ cdef uint8_t* mem_read_slow(CpuState* cpu, Op* op, gva_t gva, uint32_t size) noe
 
 cdef bint mem_write_buf_slow(CpuState* cpu, Op* op, gva_t gva, const void* src, uint32_t size) noexcept nogil:
     cdef Parts parts
+    cpu.op_index = op.index                      # a device may look at the clock
     if not check_access(cpu, op, gva, size, ACCESS_WRITE):
         return False
     if not find_parts(cpu, gva, size, ACCESS_WRITE, &parts):
@@ -180,6 +182,7 @@ cdef bint mem_write_slow(CpuState* cpu, Op* op, gva_t gva, uint64_t value, uint3
 cdef uint8_t* mem_rmw_slow(CpuState* cpu, Op* op, gva_t gva, uint32_t size) noexcept nogil:
     cdef Parts parts
     cdef int i
+    cpu.op_index = op.index
     if not check_access(cpu, op, gva, size, ACCESS_WRITE):
         return NULL
     if not find_parts(cpu, gva, size, ACCESS_WRITE, &parts):

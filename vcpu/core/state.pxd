@@ -353,7 +353,7 @@ cdef struct CpuState:
     uint32_t in_guest            # atomic; 0: outside run(), parked, halted or in a device: others may touch its TLB
     int64_t deadline_ns          # of this run(), in guest time; TIMER_NEVER
     int64_t quantum              # retired instructions this run() may still take when the budget is spent; < 0: no end
-    int64_t budget_given         # what clock_arm put into budget
+    uint32_t op_index            # where in its block the instruction stands that may look at the clock
     uint64_t retired_start       # `retired` when this run() began
     uint64_t exit_counts[80]     # by basic exit reason, those served inside included
     uint32_t code_queue_lock

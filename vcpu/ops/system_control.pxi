@@ -289,6 +289,7 @@ cdef void op_rdmsr(CpuState* cpu, Op* op) noexcept nogil:
         vm_exit_op(cpu, op, EXIT_REASON_MSR_READ, 0)
         return
     count_exit(cpu, EXIT_REASON_MSR_READ)
+    cpu.op_index = op.index
     if not read_msr(cpu, msr, &value):
         fault(cpu, op, VECTOR_GP, 0)
         return
@@ -307,6 +308,7 @@ cdef void op_wrmsr(CpuState* cpu, Op* op) noexcept nogil:
         vm_exit_op(cpu, op, EXIT_REASON_MSR_WRITE, 0)
         return
     count_exit(cpu, EXIT_REASON_MSR_WRITE)
+    cpu.op_index = op.index
     if not write_msr(cpu, msr, value):
         fault(cpu, op, VECTOR_GP, 0)
         return

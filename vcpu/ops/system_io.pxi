@@ -119,6 +119,7 @@ cdef bint ins_once(CpuState* cpu, Op* op, uint32_t port, uint32_t size, uint64_t
         return False
     if not mem_check(cpu, op, linear, size, True):
         return False
+    cpu.op_index = op.index
     io_port(cpu, port, &value, size, False)
     if not mem_write(cpu, op, linear, value, size):
         return False
@@ -137,6 +138,7 @@ cdef bint outs_once(CpuState* cpu, Op* op, uint32_t port, uint32_t size, uint64_
     if p == NULL:
         return False
     memcpy(&value, p, size)
+    cpu.op_index = op.index
     io_port(cpu, port, &value, size, True)
     advance(cpu, 6, size, mask)
     return True
