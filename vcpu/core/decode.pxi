@@ -375,6 +375,8 @@ cdef uint32_t fill_memory(RowRecord* row, Decoder* d, Op* op, Op* step) noexcept
     op.disp = d.disp
     if d.rip_relative:
         op.disp += op.offset + op.length
+    if d.map == 0 and d.opcode == 0x8F and d.base == 4 * 8:
+        op.disp += op.opsize                         # POP computes its address with rSP as it will be (SDM 2B POP)
     if row.flags & ROW_NO_EA:
         return 0
     if d.key & KEY_CODE == KEY_CODE64 and d.adsize == 8:
