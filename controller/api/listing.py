@@ -25,7 +25,8 @@ def page_of(items: Iterable[tuple[str, T]], size: int, token: str) -> tuple[list
         raise BadField("page_size", "is negative")
     after = _decode(token)
     size = min(size or DEFAULT_PAGE, MAX_PAGE)
-    page, last = [], ""
+    page: list[T] = []
+    last = ""
     for key, item in items:
         if key <= after:
             continue

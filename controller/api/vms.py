@@ -169,7 +169,7 @@ class VmService(Consoles):
         _check_memory(spec, image.record)
         table = self._placer.table()
         verdict = self._placer.decide(table, spec)
-        fits = verdict.fits if len(table) else []
+        fits = verdict.fits
         order = sorted(range(len(table)), key=lambda i: (i != verdict.chosen, not fits[i], -verdict.total[i],
                                                          table.names[i]))
         nodes = [pb.NodeVerdict(

@@ -14,8 +14,8 @@ Rules that were learned by killing etcd (docs/design/0002-etcd-client.md):
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing, suppress
 from typing import Any
 
 import grpc
@@ -137,19 +137,20 @@ class EtcdClient:
 
     # ── watch ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def watch(self, prefix: str, start_revision: int) -> AsyncIterator[WatchBatch]:
+    async def watch(self, prefix: str, start_revision: int) -> AsyncGenerator[WatchBatch, None]:
         """See Etcd.watch. Reconnects for ever; ends only by Compacted or with its reader."""
         revision, failures = start_revision, 0
         while True:
             try:
-                async for batch in self._watch_once(prefix, revision):
-                    failures, revision = 0, batch.revision + 1
-                    yield batch
+                async with aclosing(self._watch_once(prefix, revision)) as batches:
+                    async for batch in batches:
+                        failures, revision = 0, batch.revision + 1
+                        yield batch
             except EtcdUnavailable:
                 failures += 1
                 await asyncio.sleep(self._rng.uniform(0, min(2.0, 0.05 * 2 ** min(failures, 8))))
 
-    async def _watch_once(self, prefix: str, start_revision: int) -> AsyncIterator[WatchBatch]:
+    async def _watch_once(self, prefix: str, start_revision: int) -> AsyncGenerator[WatchBatch, None]:
         call = self._watch.Watch(metadata=METADATA)
         try:
             await call.write(pb.WatchRequest(create_request=pb.WatchCreateRequest(

@@ -7,7 +7,7 @@ Threads: one event loop.
 
 import asyncio
 import bisect
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 
 from controller.etcd.types import (
     Compacted, CreatedAt, Delete, EtcdUnavailable, Guard, KeyValue, LeaseGone, Listing, ModIs, Op, Put, TxnResult,
@@ -60,7 +60,7 @@ class FakeEtcd:
             raise EtcdUnavailable("the answer was lost")
         return TxnResult(True, self.revision, {})
 
-    async def watch(self, prefix: str, start_revision: int) -> AsyncIterator[WatchBatch]:
+    async def watch(self, prefix: str, start_revision: int) -> AsyncGenerator[WatchBatch, None]:
         position = start_revision
         while True:
             if position <= self.compacted:

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from controller.agents.hub import Hub
 from controller.errors import Refusal
@@ -48,7 +49,7 @@ class Liveness:
         for node in self._world.nodes():
             if not node.lost and self._is_silent(node.name):
                 try:
-                    await self._store.change(lambda name=node.name: self._decide(name))
+                    await self._store.change(partial(self._decide, node.name))
                 except (Refusal, Conflict) as error:
                     log.info("%s: %s", node.name, error)
 

@@ -26,7 +26,7 @@ class Verdict:
 
     @property
     def fits(self) -> Mask:
-        return np.logical_and.reduce(list(self.allowed.values()))
+        return np.logical_and.reduce(list(self.allowed.values()), axis=0)
 
 
 @dataclass(frozen=True, slots=True)

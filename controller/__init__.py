@@ -1,0 +1,1 @@
+"""Virga's controller: the API, the scheduler, the reconcilers. Start at README.md."""
