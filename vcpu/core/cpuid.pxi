@@ -26,6 +26,7 @@ cdef enum:
     F7_EBX = 1 << 0 | 1 << 1 | 1 << 7 | 1 << 9 | 1 << 10 | 1 << 13 | 1 << 20
     F7_ECX = 1 << 2
     F7_EDX = 1 << 26 | 1 << 29
+    F72_EDX = 1 << 4                             # leaf 7, subleaf 2: BHI_CTRL, SPEC_CTRL.BHI_DIS_S
     # 0x80000001: LAHF | SYSCALL (64-bit mode only), NX, 1 GiB pages, RDTSCP, LM
     F81_ECX = 1 << 0
     F81_EDX_SYSCALL = 1 << 11
@@ -110,7 +111,9 @@ cdef void cpuid_basic(CpuState* cpu, uint32_t leaf, uint32_t sub, uint32_t* out)
     elif leaf == 6:
         out[0] = 4                               # ARAT: the APIC's timer runs in every sleep
     elif leaf == 7 and sub == 0:
-        answer(out, 0, F7_EBX, F7_ECX, F7_EDX)
+        answer(out, 2, F7_EBX, F7_ECX, F7_EDX)
+    elif leaf == 7 and sub == 2:
+        answer(out, 0, 0, 0, F72_EDX)
     elif leaf == 0xB:
         cpuid_topology(cpu, sub, out)
     elif leaf == 0xD:

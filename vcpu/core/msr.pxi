@@ -177,7 +177,7 @@ cdef bint write_msr(CpuState* cpu, uint32_t msr, uint64_t value) noexcept nogil:
             return False
         cpu.misc_enable = value
     elif msr == MSR_SPEC_CTRL:
-        if value & ~<uint64_t>1:                 # IBRS is all that is announced
+        if value & ~<uint64_t>0x401:             # IBRS and BHI_DIS_S: on an interpreter they are always in force
             return False
         cpu.spec_ctrl = value
     elif msr == MSR_PRED_CMD:
