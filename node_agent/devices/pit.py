@@ -238,7 +238,7 @@ class Pit:
             channel.reset()
         self._channels[2].gate = 0
         self._speaker = 0
-        self._irq.set(False)
+        self._irq.set(True)                 # OUT is high until a count begins: programming it makes no edge
 
     def save(self) -> PitState:
         return PitState(tuple(channel.save() for channel in self._channels), self._speaker, self._next_ns)

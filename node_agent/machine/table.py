@@ -92,6 +92,7 @@ def build(parts: Parts) -> tuple[dict[str, Any], dict[str, Backend]]:
     devices["pic"], devices["ioapic"] = pic, ioapic
     for device in devices.values():
         parts.bus.attach(device)
+        device.reset()                  # interrupt controllers last: they forget what the others' power-on did
     return devices, backends
 
 

@@ -68,8 +68,8 @@ def test_a_shell_with_disk_and_power_off(debian, tmp_path, cpus):
     disk.write_bytes(b"written by the host\n".ljust(1 << 20, b"\0"))
     with Console(debian, "--cpus", str(cpus), "--disk", str(disk)) as console:
         console.wait_for(b"virga: user space is up")
-        console.type(b"echo cpus=$(nproc) clock=$(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)\n")
-        console.wait_for(f"cpus={cpus} clock=kvm-clock".encode())
+        console.type(b"echo cpus=$(nproc) $(cat /sys/devices/system/clocksource/clocksource0/available_clocksource)\n")
+        console.wait_for(f"cpus={cpus} tsc kvm-clock".encode())
         console.type(b"head -n 1 /dev/vda; echo by the guest | dd of=/dev/vda bs=512 seek=1 conv=fsync; echo rc=$?\n")
         console.wait_for(b"written by the host\r\n")
         console.wait_for(b"rc=0")
