@@ -60,9 +60,10 @@ class PlacementReconciler:
                 if status != view.status:
                     commit.update(keys.VM_STATUS, view.uid, view.status_entry, status)
                     commit.require(keys.VM_ASSIGN, view.uid, None)
+                if status.message != view.status.message:            # the hint alone is no news
+                    self._events.vm(commit, view.record, "NotPlaced", status.message, now, warning=True)
                     for count in count_refusals(verdict):
                         self._metrics.refused(count.filter, count.nodes)
-                    self._events.vm(commit, view.record, "NotPlaced", status.message, now, warning=True)
                 continue
             node = table.names[verdict.chosen]
             commit.create(keys.VM_ASSIGN, view.uid, Assignment(node, 1))
