@@ -48,7 +48,7 @@ def encode(value: Any) -> pb.StateValue:
     if value is None:
         return pb.StateValue(none=True)
     if isinstance(value, int):
-        return pb.StateValue(signed=value) if value < 0 else pb.StateValue(unsigned=value)
+        return pb.StateValue(signed=value) if value < 0 else pb.StateValue(unsigned=int(value))
     if isinstance(value, (bytes, bytearray, memoryview)):
         return pb.StateValue(data=bytes(value))
     if isinstance(value, str):

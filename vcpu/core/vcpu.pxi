@@ -183,6 +183,18 @@ cdef class Vcpu:
         names += ["gdtr.base", "gdtr.limit", "idtr.base", "idtr.limit", "dr6", "dr7"]
         return {name: self.get(name) for name in names}
 
+    def save(self):
+        """All of the processor as a record of plain values; not while run() is under way. See snapshot.pxi."""
+        if self.running:
+            raise RuntimeError("this vCPU is running")
+        return cpu_save(self.c)
+
+    def load(self, state):
+        """Become the processor that was saved. ValueError, KeyError, …: it is none, and nothing was changed."""
+        if self.running:
+            raise RuntimeError("this vCPU is running")
+        cpu_load(self.c, state)
+
     # ---------------------------------------------------------------- counters
 
     @property
