@@ -194,7 +194,7 @@ def move(m: str, name: str) -> str:
     store = ["if not mem_write(cpu, op, ea(cpu, op), {value}, {n}):", "    return"]
     form = name.removeprefix(m + "_")
     if m in FULL_MOVES and form == "x_x":
-        return function(name, ["cpu.xmm[op.r] = cpu.xmm[op.b]"])
+        return function(name, ["store128(&cpu.xmm[op.r], load128(&cpu.xmm[op.b]))"])
     if m in FULL_MOVES and form == "x_m":
         read = ["cdef uint8_t* p = read_aligned(cpu, op)", *load[1:]] if m in ALIGNED_MOVES else load
         return function(name, [line.format(n=16) for line in read] + ["store128(&cpu.xmm[op.r], load128(p))"])
@@ -204,7 +204,7 @@ def move(m: str, name: str) -> str:
     if m in LOW_MOVES and form in ("x_m", "x_m32", "x_m64"):
         bits = LOW_MOVES[m]
         return function(name, [line.format(n=bits // 8) for line in load] + [
-            f"cpu.xmm[op.r].lo = (<uint{bits}_t*>p)[0]", "cpu.xmm[op.r].hi = 0"])
+            f"store128(&cpu.xmm[op.r], load{bits}(p))"])
     if m in LOW_MOVES and form in ("m_x", "m32_x", "m64_x") or m in ("movlps", "movlpd") and form == "m_x":
         bits = LOW_MOVES.get(m, 64)
         return function(name, [line.format(n=bits // 8, value="cpu.xmm[op.r].lo") for line in store])
@@ -221,9 +221,9 @@ def lanes(m: str, name: str, form: str, load: list[str], store: list[str]) -> st
     pointer = f"(<uint{bits}_t*>lane(cpu, op.{{r}}, op.imm, {n}))[0]"
     if m.startswith("pinsr") and "_m" in form:
         return function(name, [line.format(n=n) for line in load] + [
-            f"{pointer.format(r='r')} = (<uint{bits}_t*>p)[0]"])
+            f"k_{m}({D}, (<uint{bits}_t*>p)[0], <uint32_t>op.imm)"])
     if m.startswith("pinsr"):
-        return function(name, [f"{pointer.format(r='r')} = <uint{bits}_t>reg64(cpu, op.b)[0]"])
+        return function(name, [f"k_{m}({D}, reg64(cpu, op.b)[0], <uint32_t>op.imm)"])
     if form.startswith("m"):
         return function(name, [line.format(n=n, value=pointer.format(r="r")) for line in store])
     if m == "pextrw":            # both encodings share it: the older has the general register in ModRM.reg

@@ -11,6 +11,14 @@ cdef extern from "vcpu/ops/sse_kernels.h":
     v128 load16(const void* p) noexcept nogil
     v128 from64(uint64_t v) noexcept nogil
     void store128(void* p, v128 v) noexcept nogil
+    void k_movss(void* d, v128 s) noexcept nogil
+    void k_movsd(void* d, v128 s) noexcept nogil
+    void k_movhlps(void* d, v128 s) noexcept nogil
+    void k_movlhps(void* d, v128 s) noexcept nogil
+    void k_pinsrb(void* d, uint64_t s, uint32_t imm) noexcept nogil
+    void k_pinsrw(void* d, uint64_t s, uint32_t imm) noexcept nogil
+    void k_pinsrd(void* d, uint64_t s, uint32_t imm) noexcept nogil
+    void k_pinsrq(void* d, uint64_t s, uint32_t imm) noexcept nogil
     uint64_t align_right(uint64_t d, uint64_t s, uint32_t imm) noexcept nogil
     uint64_t shuffle_words(uint64_t s, uint32_t imm) noexcept nogil
     int32_t string_length(uint64_t reg, int wide) noexcept nogil

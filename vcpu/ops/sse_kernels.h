@@ -45,6 +45,12 @@ V_INLINE void store128(void *p, v128 v) { _mm_storeu_si128(p, v); }
         v128 a = load128(d); \
         __asm__(#name " %1, %0" : "+x"(a) : "x"(s)); \
         store128(d, a); }
+/* Moves are kernels too: an XMM register is always stored whole, because a 16-byte load behind two smaller stores waits
+ * until they have left the store buffer, a dozen cycles. */
+SSE_OP(movss)
+SSE_OP(movsd)
+SSE_OP(movhlps)
+SSE_OP(movlhps)
 #define SSE_OP_MM(name) \
     V_INLINE uint64_t mm_##name(uint64_t d, uint64_t s) { \
         v128 a = from64(d); \
@@ -90,6 +96,16 @@ V_INLINE void store128(void *p, v128 v) { _mm_storeu_si128(p, v); }
         __asm__(CALL_STUB("%2") : "+x"(a) : "x"(b), "r"(stubs_##name + (imm & 0xFF) * 8)); \
         return a; } \
     V_INLINE void k_##name(void *d, v128 s, uint32_t imm) { store128(d, i_##name(load128(d), s, imm)); }
+#define SSE_INSERT(name, source) \
+    SSE_STUBS(name, #name, source ", %xmm0") \
+    V_INLINE void k_##name(void *d, uint64_t s, uint32_t imm) { \
+        register v128 a __asm__("xmm0") = load128(d); \
+        __asm__(CALL_STUB("%2") : "+x"(a) : "a"(s), "r"(stubs_##name + (imm & 0xFF) * 8)); \
+        store128(d, a); }
+SSE_INSERT(pinsrb, "%eax")
+SSE_INSERT(pinsrw, "%eax")
+SSE_INSERT(pinsrd, "%eax")
+SSE_INSERT(pinsrq, "%rax")
 #define SSE_SHIFT_BYTES(name) \
     SSE_STUBS(name, #name, "%xmm0") \
     V_INLINE void k_##name##_i(void *d, uint32_t imm) { \

@@ -6,40 +6,37 @@
 # --- 32 and 64 bits
 
 cdef void op_movss_x_x(CpuState* cpu, Op* op) noexcept nogil:
-    (<uint32_t*>&cpu.xmm[op.r])[0] = <uint32_t>cpu.xmm[op.b].lo
+    k_movss(&cpu.xmm[op.r], load128(&cpu.xmm[op.b]))
     op[1].fn(cpu, op + 1)
 
 
 cdef void op_movsd_x_x(CpuState* cpu, Op* op) noexcept nogil:
-    cpu.xmm[op.r].lo = cpu.xmm[op.b].lo
+    k_movsd(&cpu.xmm[op.r], load128(&cpu.xmm[op.b]))
     op[1].fn(cpu, op + 1)
 
 
 cdef void op_movq_x_x(CpuState* cpu, Op* op) noexcept nogil:
-    cpu.xmm[op.r].lo = cpu.xmm[op.b].lo
-    cpu.xmm[op.r].hi = 0
+    store128(&cpu.xmm[op.r], load64(&cpu.xmm[op.b]))
     op[1].fn(cpu, op + 1)
 
 
 cdef void op_movhlps_x_x(CpuState* cpu, Op* op) noexcept nogil:
-    cpu.xmm[op.r].lo = cpu.xmm[op.b].hi
+    k_movhlps(&cpu.xmm[op.r], load128(&cpu.xmm[op.b]))
     op[1].fn(cpu, op + 1)
 
 
 cdef void op_movlhps_x_x(CpuState* cpu, Op* op) noexcept nogil:
-    cpu.xmm[op.r].hi = cpu.xmm[op.b].lo
+    k_movlhps(&cpu.xmm[op.r], load128(&cpu.xmm[op.b]))
     op[1].fn(cpu, op + 1)
 
 
 cdef void op_movd_x_r32(CpuState* cpu, Op* op) noexcept nogil:
-    cpu.xmm[op.r].lo = reg32(cpu, op.b)[0]
-    cpu.xmm[op.r].hi = 0
+    store128(&cpu.xmm[op.r], from64(reg32(cpu, op.b)[0]))
     op[1].fn(cpu, op + 1)
 
 
 cdef void op_movq_x_r64(CpuState* cpu, Op* op) noexcept nogil:
-    cpu.xmm[op.r].lo = reg64(cpu, op.b)[0]
-    cpu.xmm[op.r].hi = 0
+    store128(&cpu.xmm[op.r], from64(reg64(cpu, op.b)[0]))
     op[1].fn(cpu, op + 1)
 
 
@@ -57,7 +54,7 @@ cdef void op_movhps_x_m(CpuState* cpu, Op* op) noexcept nogil:
     cdef uint8_t* p = mem_read(cpu, op, ea(cpu, op), 8)
     if p == NULL:
         return
-    cpu.xmm[op.r].hi = (<uint64_t*>p)[0]
+    k_movlhps(&cpu.xmm[op.r], load64(p))
     op[1].fn(cpu, op + 1)
 
 
@@ -71,7 +68,7 @@ cdef void op_movlps_x_m(CpuState* cpu, Op* op) noexcept nogil:
     cdef uint8_t* p = mem_read(cpu, op, ea(cpu, op), 8)
     if p == NULL:
         return
-    cpu.xmm[op.r].lo = (<uint64_t*>p)[0]
+    k_movsd(&cpu.xmm[op.r], load64(p))
     op[1].fn(cpu, op + 1)
 
 
@@ -171,8 +168,7 @@ cdef void op_movq2dq_x_mm(CpuState* cpu, Op* op) noexcept nogil:
     if not mmx_begin(cpu, op):
         return
     mmx_enter(cpu)
-    cpu.xmm[op.r].lo = mm(cpu, op.b)
-    cpu.xmm[op.r].hi = 0
+    store128(&cpu.xmm[op.r], from64(mm(cpu, op.b)))
     op[1].fn(cpu, op + 1)
 
 
