@@ -302,6 +302,8 @@ class Incoming(Side):
         side._progress.listen_port = listener.getsockname()[1]
         vm.migration = side
         vm.change(LifecycleEvent.EXPECT)
+        # its threads stand and wait before the guest stands still at the source: they take milliseconds to come up
+        await vm.on_machine(lambda: vm.machine.start(paused=True))
         side._start_thread("migrate-in", listener)
         return side._progress.listen_port
 
@@ -353,7 +355,6 @@ class Incoming(Side):
         vm = self.vm
         self._word = word
         await vm.on_machine(vm.machines.load, vm.machine, word.machine_state)
-        await vm.on_machine(lambda: vm.machine.start(paused=True))
         vm.console.continue_from(word.console_written, word.console_tail)
         vm.phases = [pb.Phase(name=p.name, seconds=p.seconds, detail=p.detail) for p in word.phases]
         self._progress.rounds, self._progress.bytes = word.rounds + 1, received
