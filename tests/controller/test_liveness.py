@@ -1,9 +1,16 @@
 """LOST is a label, by an injected clock; and nothing else happens because of it."""
 
+import asyncio
+import time
+
+import grpc
 import pytest
 
 from controller.fakes.agent import RUNNING, FakeVm
-from controller.reconcile import liveness
+from controller.images.files import ImageFiles
+from controller.reconcile import housekeeping, liveness
+from controller.reconcile.housekeeping import Housekeeping
+from controller.store import keys
 from tests.servers.cloud import USER, cloud, until
 from virga.v1 import event_pb2, node_pb2
 from virga.v1 import vm_pb2 as pb
@@ -62,6 +69,42 @@ async def test_a_vm_on_a_node_that_never_comes_back_can_be_forgotten(site):
         return agent.disk.vms
     await until(copies, lambda vms: not vms)
     assert site.site.running == {}
+
+
+async def test_a_newer_stream_of_the_same_node_takes_its_place(site):
+    first = site.agents["node-1"]
+    second = await site.start_agent("node-1", disk=first.disk)
+    await asyncio.wait_for(second.connected.wait(), 5)
+    async with asyncio.timeout(5):
+        while first.error is None:
+            await asyncio.sleep(0.02)
+    assert first.error.code() == grpc.StatusCode.ABORTED
+
+
+async def test_what_has_had_its_time_goes(site, monkeypatch):
+    await site.api.create("web", request_id="once")
+    await site.api.until("web", "RUNNING")
+    await site.api.vms.DeleteVm(pb.DeleteVmRequest(vm="web"), metadata=USER)
+    table = site.controller.world.cache.table
+
+    async def left():
+        return len(table(keys.VM_SPEC))
+    await until(left, lambda count: count == 0)
+    at = [time.time()]
+    house = Housekeeping(site.controller.store, site.controller.world, ImageFiles(site.folder / "images", str),
+                         lambda: at[0])
+    unused = site.folder / "images" / ("0" * 64)
+    unused.write_bytes(b"x")
+    await house.sweep()
+    assert (len(table(keys.REQUEST)), len(table(keys.VM_GONE)), unused.exists()) == (1, 1, True)
+    monkeypatch.setattr(housekeeping, "MAX_EVENTS", 3)
+    await house.sweep()
+    assert len(table(keys.EVENT)) == 3
+    at[0] += housekeeping.DAY_S + 60
+    await house.sweep()
+    assert (len(table(keys.REQUEST)), len(table(keys.EVENT)), len(table(keys.VM_GONE)), unused.exists()) == (
+        0, 0, 1, False)
+    assert len(list((site.folder / "images").iterdir())) == 1           # the image's own file stays
 
 
 async def test_what_nobody_knows_is_left_alone(site):

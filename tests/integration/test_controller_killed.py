@@ -134,6 +134,30 @@ async def test_killed_while_vms_move(processes):
     assert [start[0] for start in processes.site.starts] == [vm.uid]
 
 
+async def test_watches_go_on_and_resume(processes):
+    watch = processes.api.vms.WatchVms(vm_pb2.WatchVmsRequest(), metadata=USER)
+    while (await watch.read()).kind != vm_pb2.WATCH_KIND_SYNCED:
+        pass
+    processes.etcd.kill()
+    await asyncio.to_thread(processes.etcd.start)
+    await again(lambda: processes.api.create("after-etcd", request_id="a"))
+    while (seen := await watch.read()).vm.status.state != vm_pb2.VM_STATE_RUNNING:
+        assert seen.kind in (vm_pb2.WATCH_KIND_PUT, vm_pb2.WATCH_KIND_SYNCED)
+    assert seen.vm.name == "after-etcd"
+    processes.controller.kill()
+    with pytest.raises(grpc.aio.AioRpcError) as broken:
+        while await watch.read() is not grpc.aio.EOF:
+            pass
+    assert broken.value.code() == grpc.StatusCode.UNAVAILABLE
+    processes.controller.start()
+    await again(lambda: processes.api.create("after-controller", request_id="b"))
+    resumed = processes.api.vms.WatchVms(vm_pb2.WatchVmsRequest(start_revision=seen.revision), metadata=USER)
+    names = set()
+    while "after-controller" not in names:
+        names.add((await resumed.read()).vm.name)
+    resumed.cancel()
+
+
 async def test_an_orderly_stop_and_metrics(processes):
     await processes.api.create("web")
     await processes.api.until("web", "RUNNING", 20)
