@@ -78,14 +78,21 @@ class Api:
                 raise errors.from_rpc(error, name) from None
 
     def stream(self, method: Callable[..., Any], request: Any, name: str = "") -> Iterator[Any]:
-        """A server's stream, once. The call is cancelled when the iterator is closed."""
-        call = method(request, metadata=self._metadata)
-        try:
-            yield from call
-        except grpc.RpcError as error:
-            raise errors.from_rpc(error, name) from None
-        finally:
-            call.cancel()
+        """A server's stream. Repeated while nothing came and nobody answers: a node may just be dialling again."""
+        give_up = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            call, begun = method(request, metadata=self._metadata), False
+            try:
+                for message in call:
+                    begun = True
+                    yield message
+                return
+            except grpc.RpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE or begun or time.monotonic() > give_up:
+                    raise errors.from_rpc(error, name) from None
+            finally:
+                call.cancel()
+            time.sleep(PAUSE_SECONDS)
 
     def open(self, method: Callable[..., Any], requests: Iterator[Any]) -> Any:
         """A two-way stream, or one of requests alone."""

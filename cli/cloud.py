@@ -136,22 +136,27 @@ class Starter:
                     "--metrics", f"127.0.0.1:{cloud.ports['controller-metrics']}", "--etcd-endpoints", endpoints,
                     "--token-file", str(folder / "token"), "--agent-tokens", str(folder / "agent-tokens.json")]
 
-        self._start("controller", command, ("controller", "controller-metrics"),
-                    lambda: serving(cloud.ports["controller"]))
+        self._controller_started = time.time()
+        if not self._start("controller", command, ("controller", "controller-metrics"),
+                           lambda: serving(cloud.ports["controller"])):
+            self._controller_started = 0.0
         if cloud.ports["controller"] != before:        # agents dial the old port
             for node in cloud.nodes:
                 self._stop(f"agent-{node}")
 
     def agents(self) -> None:
-        """Start all that are missing, then wait until the controller has them."""
+        """Start all that are missing, then wait until the controller has heard of each, those that lived included."""
         cloud, folder = self._cloud, self._folder
-        started = [node for node in cloud.nodes if self._start(
-            f"agent-{node}", lambda node=node: self._agent_command(node), (f"{node}-metrics",),   # type: ignore[misc]
-            lambda: True)]
-        for node in started:
+        since = {}
+        for node in cloud.nodes:
+            began = time.time()
+            started = self._start(f"agent-{node}", lambda node=node: self._agent_command(node),     # type: ignore[misc]
+                                  (f"{node}-metrics",), lambda: True)
+            since[node] = began if started else self._controller_started
+        for node in cloud.nodes:
             name = f"agent-{node}"
-            processes.wait_until(folder, name, cloud.processes[name], lambda node=node: node in ready_nodes(folder),  # type: ignore[misc]
-                                 START_SECONDS)
+            processes.wait_until(folder, name, cloud.processes[name],
+                                 lambda node=node: node in ready_nodes(folder, since), START_SECONDS)    # type: ignore[misc]
 
     def _agent_command(self, node: str) -> list[str]:
         cloud, home = self._cloud, self._folder / "nodes" / node
@@ -176,7 +181,8 @@ def serving(port: int) -> bool:
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-def ready_nodes(folder: Path) -> set[str]:
+def ready_nodes(folder: Path, since: dict[str, float]) -> set[str]:
+    """Nodes that are READY and were heard of after the given time."""
     from cli.api import connect
     from cli.records import node_record
     from virga.v1 import node_pb2
@@ -188,7 +194,8 @@ def ready_nodes(folder: Path) -> set[str]:
         return set()
     finally:
         api.close()
-    return {node.name for node in answer.nodes if node_record(node)["state"] == "READY"}
+    return {node.name for node in answer.nodes if node_record(node)["state"] == "READY" and
+            node.status.last_seen_time.ToMilliseconds() / 1000 >= since.get(node.name, 0.0)}
 
 
 @click.command()

@@ -62,6 +62,14 @@ class Cloud:
         assert seen == list(range(1, seen[-1] + 1)), f"numbers missing or twice around {gaps(seen)}"
         return seen[-1]
 
+    def becomes(self, vm: str, state: str, seconds: float = 30):
+        """The VM's record, once it is in this state."""
+        give_up = time.monotonic() + seconds
+        while (record := self.json("vm", "show", vm))["state"] != state:
+            assert time.monotonic() < give_up, f"{record}\n{self.logs()}"
+            time.sleep(0.1)
+        return record
+
     def vm_processes(self) -> list[int]:
         """VM processes: those of ours that listen at a VM's socket are children of a zygote."""
         zygotes = {pid for pid in processes.belonging_to(self.folder) if "zygote" in processes.command_line(pid)}
