@@ -199,7 +199,7 @@ class AgentService:
                 migrations.commit_decision(commit, entry, self._store.entry(keys.VM_ASSIGN, record.vm_uid), record)
             return commit, record
 
-        record = await self._store.change(decide)
+        record = await self._store.change(decide, settle=False)        # a guest stands still meanwhile
         decision, generation, owner = decision_of(record)
         if record.phase_time == now:
             self._metrics.decided(decision)

@@ -20,6 +20,9 @@ from controller.store.store import Commit, Store
 from controller.store.world import World
 
 PROGRESS_S = 0.5                   # bytes and rounds alone are written this often
+# A guest stands still while a migration switches. The phase is written only if that takes longer, so that our write and
+# the decision, which both compare the record, don't meet.
+SWITCHING_S = 0.3
 
 
 class MigrationReconciler:
@@ -28,6 +31,7 @@ class MigrationReconciler:
         self._store, self._world, self._hub, self._events = store, world, hub, events
         self._metrics, self._clock = metrics, clock
         self._written: dict[str, float] = {}
+        self._switching: dict[str, float] = {}
 
     async def reconcile(self, uid: str) -> float:
         """See Worker."""
@@ -35,9 +39,14 @@ class MigrationReconciler:
             entry, commit = self._world.migration_entry(uid), Commit()
             if entry is None or entry.record.over:
                 self._written.pop(uid, None)
+                self._switching.pop(uid, None)
                 return commit, 0.0
             now = self._clock()
             record, again = migrations.advance(entry.record, self._seen(entry.record), now)
+            if record.phase is MigrationPhase.SWITCHING and entry.record.phase is not record.phase:
+                since = now - self._switching.setdefault(uid, now)
+                if 0 <= since < SWITCHING_S:
+                    return commit, SWITCHING_S - since
             if only_progress(entry.record, record):
                 since = now - self._written.get(uid, 0.0)
                 if 0 <= since < PROGRESS_S:

@@ -90,8 +90,8 @@ class Store:
     def entry(self, prefix: str, id: str) -> Entry | None:
         return self.cache.table(prefix).get(id)
 
-    async def commit(self, commit: Commit) -> int:
-        """Write; the cache shows it on return. Raises Conflict, Unavailable, Exhausted."""
+    async def commit(self, commit: Commit, settle: bool = True) -> int:
+        """Write; the cache shows it on return (settle) or soon after. Raises Conflict, Unavailable, Exhausted."""
         if not commit:
             return self.cache.revision
         if self.fence is None:
@@ -102,15 +102,16 @@ class Store:
             if leader is None or leader.create_revision != self.fence.revision:
                 raise errors.Unavailable("NOT_LEADER", "this controller no longer leads")
             raise Conflict(_needed(result, commit.guards()))
-        await self.cache.wait_for(result.revision)
+        if settle:
+            await self.cache.wait_for(result.revision)
         return result.revision
 
-    async def change(self, decide: Callable[[], tuple[Commit, T]]) -> T:
+    async def change(self, decide: Callable[[], tuple[Commit, T]], settle: bool = True) -> T:
         """Decide from the cache and commit; decide again where somebody else was faster."""
         for _ in range(CHANGE_ATTEMPTS):
             commit, outcome = decide()
             try:
-                await self.commit(commit)
+                await self.commit(commit, settle)
                 return outcome
             except Conflict as conflict:
                 await self.cache.wait_for(conflict.revision, timeout_s=1.0)
