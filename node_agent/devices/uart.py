@@ -1,7 +1,8 @@
 """16550A serial port with FIFOs. Source: National PC16550D data sheet.
 
 What is sent is out at once: the transmitter is always empty, so a byte costs one port write and, with interrupts, one
-THRE per FIFO load. Received bytes wait in `_backlog` until the guest makes room in its FIFO.
+THRE per FIFO load. Received bytes wait in `_backlog` until the guest makes room in its FIFO. Clearing the FIFO, as drivers
+do when they start, puts its bytes back and holds them a moment: what was piped in before the system was up isn't lost.
 
 Owns:    the registers, both FIFOs and the host's unread input (bounded).
 Never:   writes to a terminal: bytes go to `sink`.
@@ -14,10 +15,11 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from node_agent.devices.base import Line, PortRange
+from node_agent.devices.base import Line, PortRange, Timer, Timers
 
 FIFO_SIZE = 16
 BACKLOG_SIZE = 1 << 16
+HOLD_NS = 2_000_000              # a driver's start takes less
 IER_RDI, IER_THRI, IER_RLSI, IER_MSI = 1, 2, 4, 8
 IIR_NONE, IIR_MSI, IIR_THRI, IIR_RDI, IIR_RLSI, IIR_TIMEOUT, IIR_FIFOS = 0x01, 0x00, 0x02, 0x04, 0x06, 0x0C, 0xC0
 FCR_ENABLE, FCR_CLEAR_RX, FCR_CLEAR_TX = 1, 2, 4
@@ -45,9 +47,11 @@ class UartState:
 
 
 class Uart:
-    def __init__(self, base: int, irq: Line, sink: Callable[[int], None]) -> None:
+    def __init__(self, base: int, irq: Line, timers: Timers, sink: Callable[[int], None]) -> None:
         self.ports = (PortRange(base, 8),)
         self._irq = irq
+        self._timers = timers
+        self._hold: Timer | None = None
         self._sink = sink
         self._fifo: deque[int] = deque()
         self._backlog: deque[int] = deque()
@@ -74,7 +78,7 @@ class Uart:
         return len(taken)
 
     def _refill(self) -> None:
-        if self._mcr & MCR_LOOP:
+        if self._mcr & MCR_LOOP or self._hold:
             return
         size = FIFO_SIZE if self._fcr & FCR_ENABLE else 1
         while self._backlog and len(self._fifo) < size:
@@ -169,10 +173,21 @@ class Uart:
 
     def _write_fcr(self, value: int) -> None:
         if (value ^ self._fcr) & FCR_ENABLE or value & FCR_CLEAR_RX:
-            self._fifo.clear()
+            self._clear_fifo()
         self._fcr = value & 0xC9 if value & FCR_ENABLE else 0
         self._refill()
         self._update_irq()
+
+    def _clear_fifo(self) -> None:
+        if not self._mcr & MCR_LOOP:
+            self._backlog.extendleft(reversed(self._fifo))
+            if self._backlog and not self._hold:
+                self._hold = self._timers.at(self._timers.now_ns() + HOLD_NS, self._release)
+        self._fifo.clear()
+
+    def _release(self) -> None:
+        self._hold = None
+        self._refill()
 
     def _msr_level(self) -> int:
         if not self._mcr & MCR_LOOP:
@@ -203,5 +218,6 @@ class Uart:
         self._ier, self._fcr, self._lcr, self._mcr = state.ier, state.fcr, state.lcr, state.mcr
         self._msr_delta, self._scratch, self._divisor = state.msr_delta, state.scratch, state.divisor
         self._overrun, self._thre_pending = state.overrun, bool(state.thre_pending)
-        self._fifo, self._backlog = deque(state.fifo[:FIFO_SIZE]), deque(state.backlog[:BACKLOG_SIZE])
+        self._fifo, self._backlog = deque(state.fifo[:FIFO_SIZE]), deque(state.backlog[:BACKLOG_SIZE + FIFO_SIZE])
+        self._refill()
         self._update_irq()

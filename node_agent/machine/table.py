@@ -56,8 +56,8 @@ class Parts:
 ISA_DEVICES: tuple[tuple[str, Callable[[Parts], Any]], ...] = (
     ("pit", lambda parts: Pit(parts.lines.wire(0), parts.timers)),
     ("rtc", lambda parts: Rtc(parts.lines.wire(8), parts.timers, parts.epoch_s, parts.spec.memory_bytes)),
-    ("ttyS0", lambda parts: Uart(0x3F8, parts.lines.wire(4), partial(parts.byte_sink, "ttyS0"))),
-    ("ttyS1", lambda parts: Uart(0x2F8, parts.lines.wire(3), partial(parts.byte_sink, "ttyS1"))),
+    ("ttyS0", lambda parts: Uart(0x3F8, parts.lines.wire(4), parts.timers, partial(parts.byte_sink, "ttyS0"))),
+    ("ttyS1", lambda parts: Uart(0x2F8, parts.lines.wire(3), parts.timers, partial(parts.byte_sink, "ttyS1"))),
     ("i8042", lambda parts: I8042(parts.lines.wire(1), parts.reset_machine)),
     ("acpi-pm", lambda parts: AcpiPm(parts.lines.wire(SCI_IRQ), parts.timers, parts.power_off)),
     ("debug-exit", lambda parts: DebugExit(parts.exit_machine)),

@@ -1,6 +1,6 @@
 """Console device with one port (hvc0 in Linux). Source: virtio 1.2 §5.3.
 
-Owns:    the input that the guest has no buffers for yet (bounded).
+Owns:    the input that the guest has no buffers for yet (bounded); a driver's reset doesn't lose it.
 Never:   writes to a terminal: bytes go to `sink`.
 Threads: under the machine's lock; `receive` as well.
 """
@@ -36,9 +36,6 @@ class Console(Backend):
 
     def config(self) -> bytes:
         return bytes(12)                     # cols, rows, max_nr_ports, emerg_wr: no feature offers them
-
-    def reset(self) -> None:
-        self._backlog.clear()
 
     def receive(self, data: bytes) -> int:
         taken = data[:BACKLOG_SIZE - len(self._backlog)]
