@@ -84,7 +84,7 @@ cdef Block* build_block(CpuState* cpu, uint8_t* host, gpa_t gpa, uint64_t linear
     cdef Op ops[132]
     cdef Decoder d
     cdef RowRecord* row = NULL
-    cdef uint32_t n_ops = 0, n_insns = 0, n_bytes = 0, made
+    cdef uint32_t n_ops = 0, n_insns = 0, n_bytes = 0, made, before = 0
     cdef uint32_t limit = 1 if key & KEY_STEP else BLOCK_INSNS
     cdef uint32_t in_page = PAGE_SIZE - (<uint32_t>linear & (PAGE_SIZE - 1))
     cdef Block* block
@@ -112,6 +112,9 @@ cdef Block* build_block(CpuState* cpu, uint8_t* host, gpa_t gpa, uint64_t linear
             ends = True
         elif row.flags & ROW_ENDS:
             ends = True
+            if before != 0:
+                fuse(&ops[n_ops - 1], before, &d)
+        before = d.handler if not d.lock else 0
         n_ops += made
         n_insns += 1
         n_bytes += d.count
@@ -183,6 +186,8 @@ cdef void block_enter(CpuState* cpu, Block* block) noexcept nogil:
     block.hash_next = cache.table[slot]
     cache.table[slot] = block
     for i in range(2 if block.crosses else 1):
+        if block.gfn[i] >= cpu.space.frames:     # nobody's frame: all ones for ever
+            continue
         block.page_next[i] = cache.pages[block.gfn[i]]
         cache.pages[block.gfn[i]] = block
 
@@ -190,7 +195,10 @@ cdef void block_enter(CpuState* cpu, Block* block) noexcept nogil:
 # ------------------------------------------------------------------ dropping
 
 cdef void page_remove(CpuState* cpu, Block* block, uint64_t gfn) noexcept nogil:
-    cdef Block** p = &code_cache(cpu).pages[gfn]
+    cdef Block** p
+    if gfn >= cpu.space.frames:
+        return
+    p = &code_cache(cpu).pages[gfn]
     while p[0] != NULL:
         if p[0] == block:
             p[0] = block.page_next[0 if block.gfn[0] == gfn else 1]
