@@ -34,7 +34,9 @@ EXTENSIONS = {
 }
 
 CFLAGS = ["-O2", "-g0", "-fno-stack-protector", "-fcf-protection=none", "-fno-strict-aliasing",
-          "-foptimize-sibling-calls", "-fvisibility=hidden", "-w"]
+          "-foptimize-sibling-calls",
+          # the rare half of a handler must not be inlined back into the hot one
+          "-fno-inline-functions-called-once", "-fvisibility=hidden", "-w"]
 DIRECTIVES = {
     "language_level": "3str", "boundscheck": False, "wraparound": False, "cdivision": True,
     "initializedcheck": False, "nonecheck": False, "overflowcheck": False, "binding": False,

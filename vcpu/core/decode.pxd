@@ -122,3 +122,4 @@ cdef struct Decoder:
     bint rip_relative
     int64_t disp
     uint64_t imm
+    uint32_t handler             # number of the handler found; 0: none, or a fault

@@ -10,6 +10,8 @@ cdef handler_t handler_table[16384]
 cdef handler_t lock_table[16384]         # what runs with a LOCK prefix, by the number of the plain one
 cdef RowRecord* row_records = NULL
 cdef uint16_t row_index[4 * 256 * 2]
+cdef handler_t based_table[16384]        # … where the address has no index
+cdef handler_t* fused_table = NULL       # [number * 16 + condition]: with the conditional branch behind it
 cdef handler_t fn_ea_seg = <handler_t>op_missing
 cdef object _tables = None               # keeps the bytes under row_records alive
 cdef dict _handler_ids = {}
@@ -17,7 +19,7 @@ cdef dict _handler_ids = {}
 
 def load_tables(bytes index, bytes records, dict ids):
     """The packed table of vcpu.isa.table, and the number of each handler's name."""
-    global row_records, _tables, _handler_ids
+    global row_records, _tables, _handler_ids, fused_table
     cdef int i
     if len(ids) >= MAX_HANDLERS or len(index) != sizeof(row_index) or len(records) % sizeof(RowRecord):
         raise ValueError("the packed instruction table does not fit")
@@ -28,18 +30,33 @@ def load_tables(bytes index, bytes records, dict ids):
     for i in range(MAX_HANDLERS):
         handler_table[i] = op_missing
         lock_table[i] = op_missing
+        based_table[i] = NULL
+    free(fused_table)
+    fused_table = <handler_t*>calloc((len(ids) + 1) * 16, sizeof(handler_t))
+    if fused_table == NULL:
+        raise MemoryError()
+
+
+CONDITIONS = ("o", "no", "b", "nb", "z", "nz", "be", "nbe", "s", "ns", "p", "np", "l", "nl", "le", "nle")
 
 
 def register_handler(str name, uint64_t address):
-    """A handler extension brings op_<name>. Names that no row asks for are ignored, but for ea_seg, the address step."""
+    """A handler extension brings op_<name>. Names that no row asks for are ignored, but for ea_seg, the address step,
+    and for better versions of a handler: lock_<name>, based_<name>, fused_<name>_<condition>."""
     global fn_ea_seg
+    kind, _, plain = name.partition("_")
     number = _handler_ids.get(name)
     if number is not None:
         handler_table[<uint32_t>number] = <handler_t>address
     elif name == "ea_seg":
         fn_ea_seg = <handler_t>address
-    elif name.startswith("lock_") and name[5:] in _handler_ids:
-        lock_table[<uint32_t>_handler_ids[name[5:]]] = <handler_t>address
+    elif kind == "lock" and plain in _handler_ids:
+        lock_table[<uint32_t>_handler_ids[plain]] = <handler_t>address
+    elif kind == "based" and plain in _handler_ids:
+        based_table[<uint32_t>_handler_ids[plain]] = <handler_t>address
+    elif kind == "fused":
+        plain, _, condition = plain.rpartition("_")
+        fused_table[<uint32_t>_handler_ids[plain] * 16 + <uint32_t>CONDITIONS.index(condition)] = <handler_t>address
 
 
 def missing_handlers():
@@ -434,13 +451,27 @@ cdef uint32_t decode_insn(Decoder* d, Op* ops, uint32_t offset, uint32_t index, 
     fill_registers(row, d, op)
     slot = 3 if d.opsize == 8 else 2 if d.opsize == 4 else 1 if d.opsize == 2 else 0
     if (d.has_modrm and d.modrm >> 6 != 3) or row.imm == IMM_MOFFS:
-        op.fn = handler_table[row.handlers[slot * 2 + 1]]
-        if d.lock and lock_table[row.handlers[slot * 2 + 1]] != op_missing:
-            op.fn = lock_table[row.handlers[slot * 2 + 1]]
+        d.handler = row.handlers[slot * 2 + 1]
+        op.fn = handler_table[d.handler]
+        if d.lock and lock_table[d.handler] != op_missing:
+            op.fn = lock_table[d.handler]
         if fill_memory(row, d, op, &step):
             ops[1] = op[0]
             ops[0] = step
-            return 2
-        return 1
-    op.fn = handler_table[row.handlers[slot * 2]]
+            op += 1
+        if op.x == SLOT_ZERO and not d.lock and based_table[d.handler] != NULL:
+            op.fn = based_table[d.handler]
+        return 2 if op != ops else 1
+    d.handler = row.handlers[slot * 2]
+    op.fn = handler_table[d.handler]
     return 1
+
+
+cdef inline void fuse(Op* before, uint32_t handler, Decoder* d) noexcept nogil:
+    """A comparison right before a conditional branch of 64-bit code: its handler does both."""
+    cdef handler_t both
+    if d.key & KEY_CODE != KEY_CODE64 or not ((d.map == 0 and d.opcode & 0xF0 == 0x70) or (d.map == 1 and d.opcode & 0xF0 == 0x80)):
+        return
+    both = fused_table[handler * 16 + (d.opcode & 15)]
+    if both != NULL:
+        before.fn = both

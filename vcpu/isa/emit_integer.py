@@ -5,6 +5,10 @@ Never:   imports anything compiled; runs at build time.
 
 Operands of a handler: register forms have the first in op.b and the second in op.r (rows with "r, rm" are swapped);
 memory forms have the register in op.r.
+
+A form that touches memory is written twice: op_X takes the TLB's hit and nothing else, so that it needs no stack frame;
+slow_X, where it goes on a miss, is the whole instruction again by way of mem.pxd. Hot forms have a third, based_X: the
+address has no index. Comparisons that stand before a conditional branch have fused_X_CC: both in one.
 """
 
 import re
@@ -28,7 +32,7 @@ from libc.string cimport memcpy, memmove, memset
 from vcpu.core.state cimport *
 from vcpu.core.engine cimport *
 from vcpu.core.mem cimport *
-from vcpu.core.tlb cimport probe_read, probe_write
+from vcpu.core.tlb cimport probe_read, probe_write, tlb_entry
 from vcpu._core cimport (next_block, fault, fault_refused, seg_linear, load_flags, mode_update)
 from vcpu.ops.alu cimport *
 from vcpu import _core
@@ -43,6 +47,8 @@ class Form:
         self.mnemonic = mnemonic
         self.kinds = kinds
         self.memory = next((i for i, kind in enumerate(kinds) if kind[0] == "m"), None)
+        self.fast = False            # on a miss leave to slow_X
+        self.address = "ea(cpu, op)"
         sized = next((kind for kind in kinds if kind[1:].isdigit()), "r0")
         self.bits = int(sized[1:])
 
@@ -74,13 +80,33 @@ class Form:
             return f"reg64(cpu, {self.slot(i)})[0] = <uint32_t>({value})"
         return f"reg{self.size_of(i)}(cpu, {self.slot(i)})[0] = {value}"
 
-    def read(self) -> list[str]:
-        size = self.size_of(self.memory) // 8
-        return [f"cdef uint8_t* p = mem_read(cpu, op, ea(cpu, op), {size})", "if p == NULL:", "    return"]
+    def probe(self, tag: str, address: str, size: int, to: str = "p") -> list[str]:
+        """The hit, inline: host address in `to`."""
+        return [f"cdef uint64_t gva = {address}", "cdef TlbEntry* entry = tlb_entry(cpu, gva)",
+                f"if (gva ^ entry.{tag}_tag) > <uint64_t>(PAGE_SIZE - {size}):", f"    slow_{self.name}(cpu, op)", "    return",
+                f"cdef uint8_t* {to} = <uint8_t*>(gva + entry.addend)"]
 
-    def rmw(self, address: str = "ea(cpu, op)") -> list[str]:
-        size = self.size_of(self.memory) // 8
+    def read(self, address: str = "", size: int = 0, to: str = "p") -> list[str]:
+        size, address = size or self.size_of(self.memory) // 8, address or self.address
+        if self.fast:
+            return self.probe("read", address, size, to)
+        return [f"cdef uint8_t* {to} = mem_read(cpu, op, {address}, {size})", f"if {to} == NULL:", "    return"]
+
+    def rmw(self, address: str = "") -> list[str]:
+        size, address = self.size_of(self.memory) // 8, address or self.address
+        if self.fast:
+            return self.probe("write", address, size)
         return [f"cdef uint8_t* p = mem_rmw(cpu, op, {address}, {size})", "if p == NULL:", "    return"]
+
+    def done(self) -> list[str]:
+        """After rmw: a hit has nothing pending."""
+        return [] if self.fast else ["mem_rmw_done(cpu, op)"]
+
+    def write(self, value: str, bits: int, address: str = "") -> list[str]:
+        address = address or self.address
+        if self.fast:
+            return [*self.probe("write", address, bits // 8), f"(<uint{bits}_t*>p)[0] = <uint{bits}_t>({value})"]
+        return [f"if not mem_write(cpu, op, {address}, {value}, {bits // 8}):", "    return"]
 
     def typed(self) -> str:
         return f"<uint{self.size_of(self.memory)}_t*>p"
@@ -89,13 +115,13 @@ class Form:
 def binary(form: Form) -> list[str]:
     call = f"{form.mnemonic}{form.bits}(&cpu.aflags, {form.value(0)}, {form.value(1)})"
     if form.memory == 0:
-        return [*form.rmw(), f"({form.typed()})[0] = {call}", "mem_rmw_done(cpu, op)"]
+        return [*form.rmw(), f"({form.typed()})[0] = {call}", *form.done()]
     return [*(form.read() if form.memory == 1 else []), form.set(0, call)]
 
 
 def lock_binary(form: Form) -> list[str]:
     return [*form.rmw(), f"lock_{form.mnemonic}{form.bits}(&cpu.aflags, {form.typed()}, {form.value(1)})",
-            "mem_rmw_done(cpu, op)"]
+            *form.done()]
 
 
 def compare(form: Form) -> list[str]:
@@ -106,26 +132,26 @@ def compare(form: Form) -> list[str]:
 def unary(form: Form) -> list[str]:
     call = f"~{form.value(0)}" if form.mnemonic == "not" else f"{form.mnemonic}{form.bits}(&cpu.aflags, {form.value(0)})"
     if form.memory == 0:
-        return [*form.rmw(), f"({form.typed()})[0] = {call}", "mem_rmw_done(cpu, op)"]
+        return [*form.rmw(), f"({form.typed()})[0] = {call}", *form.done()]
     return [form.set(0, call)]
 
 
 def lock_unary(form: Form) -> list[str]:
     flags = "" if form.mnemonic == "not" else "&cpu.aflags, "
-    return [*form.rmw(), f"lock_{form.mnemonic}{form.bits}({flags}{form.typed()})", "mem_rmw_done(cpu, op)"]
+    return [*form.rmw(), f"lock_{form.mnemonic}{form.bits}({flags}{form.typed()})", *form.done()]
 
 
 def shift(form: Form) -> list[str]:
     call = f"{form.mnemonic}{form.bits}(&cpu.aflags, {form.value(0)}, {form.value(1, 8)})"
     if form.memory == 0:
-        return [*form.rmw(), f"({form.typed()})[0] = {call}", "mem_rmw_done(cpu, op)"]
+        return [*form.rmw(), f"({form.typed()})[0] = {call}", *form.done()]
     return [form.set(0, call)]
 
 
 def double_shift(form: Form) -> list[str]:
     call = f"{form.mnemonic}{form.bits}(&cpu.aflags, {form.value(0)}, {form.value(1)}, {form.value(2, 8)})"
     if form.memory == 0:
-        return [*form.rmw(), f"({form.typed()})[0] = {call}", "mem_rmw_done(cpu, op)"]
+        return [*form.rmw(), f"({form.typed()})[0] = {call}", *form.done()]
     return [form.set(0, call)]
 
 
@@ -169,7 +195,7 @@ def imul3(form: Form) -> list[str]:
 
 def mov(form: Form) -> list[str]:
     if form.memory == 0:
-        return [f"if not mem_write(cpu, op, ea(cpu, op), {form.value(1)}, {form.bits // 8}):", "    return"]
+        return form.write(form.value(1), form.bits)
     return [*(form.read() if form.memory == 1 else []), form.set(0, form.value(1))]
 
 
@@ -183,7 +209,7 @@ def extend(form: Form) -> list[str]:
 
 def lea(form: Form) -> list[str]:
     form.memory, bits = 1, form.bits
-    lines = ["cdef uint64_t address = ea(cpu, op)", "if not op.flags & OPF_ADDR64:",
+    lines = [f"cdef uint64_t address = {form.address}", "if not op.flags & OPF_ADDR64:",
              "    address &= 0xFFFF if op.flags & OPF_ADDR16 else 0xFFFFFFFFU"]
     return [*lines, form.set(0, f"<uint{bits}_t>address")]
 
@@ -191,14 +217,14 @@ def lea(form: Form) -> list[str]:
 def exchange(form: Form) -> list[str]:
     bits = form.bits
     if form.memory == 0:
-        return [*form.rmw(), form.set(1, f"swap{bits}({form.typed()}, {form.value(1)})"), "mem_rmw_done(cpu, op)"]
+        return [*form.rmw(), form.set(1, f"swap{bits}({form.typed()}, {form.value(1)})"), *form.done()]
     return [f"cdef uint{bits}_t first = {form.value(0)}", form.set(0, form.value(1)), form.set(1, "first")]
 
 
 def movbe(form: Form) -> list[str]:
     bits = form.bits
     if form.memory == 0:
-        return [f"if not mem_write(cpu, op, ea(cpu, op), bswap_{bits}({form.value(1)}), {bits // 8}):", "    return"]
+        return form.write(f"bswap_{bits}({form.value(1)})", bits)
     return [*form.read(), form.set(0, f"bswap_{bits}({form.value(1)})")]
 
 
@@ -236,7 +262,7 @@ def cmov(form: Form) -> list[str]:
 def setcc(form: Form) -> list[str]:
     value = f"1 if {test_condition(form.mnemonic[3:])} else 0"
     if form.memory == 0:
-        return [f"if not mem_write(cpu, op, ea(cpu, op), {value}, 1):", "    return"]
+        return form.write(value, 8)
     return [form.set(0, value)]
 
 
@@ -250,15 +276,14 @@ def bit_test(form: Form, lock: bool = False) -> list[str]:
         if form.kinds[1] != "i":
             shift_by = {16: 4, 32: 5, 64: 6}[bits]
             address += f" + <uint64_t>((<int64_t><int{bits}_t>{form.value(1)} >> {shift_by}) * {bits // 8})"
-        access = "mem_rmw" if write else "mem_read"
-        lines += [f"cdef uint8_t* p = {access}(cpu, op, {address}, {bits // 8})", "if p == NULL:", "    return"]
+        lines += form.rmw(address) if write else form.read(address)
     if lock:
-        return [*lines, f"set_cf(cpu, lock_{form.mnemonic}{bits}({form.typed()}, mask) != 0)", "mem_rmw_done(cpu, op)"]
+        return [*lines, f"set_cf(cpu, lock_{form.mnemonic}{bits}({form.typed()}, mask) != 0)", *form.done()]
     lines.append(f"set_cf(cpu, ({form.value(0)} & mask) != 0)")
     if write:
         operator = {"bts": "| mask", "btr": "& ~mask", "btc": "^ mask"}[form.mnemonic]
         value = f"{form.value(0)} {operator}"
-        lines += [f"({form.typed()})[0] = {value}", "mem_rmw_done(cpu, op)"] if form.memory == 0 else [form.set(0, value)]
+        lines += [f"({form.typed()})[0] = {value}", *form.done()] if form.memory == 0 else [form.set(0, value)]
     return lines
 
 
@@ -300,7 +325,7 @@ def xadd(form: Form, lock: bool = False) -> list[str]:
         else:
             lines += [f"cdef uint{bits}_t was = ({form.typed()})[0]",
                       f"({form.typed()})[0] = add{bits}(&cpu.aflags, was, addend)"]
-        return [*lines, form.set(1, "was"), "mem_rmw_done(cpu, op)"]
+        return [*lines, form.set(1, "was"), *form.done()]
     return [f"cdef uint{bits}_t was = {form.value(0)}",
             f"cdef uint{bits}_t total = add{bits}(&cpu.aflags, was, {form.value(1)})",
             form.set(1, "was"), form.set(0, "total")]
@@ -323,30 +348,37 @@ def cmpxchg(form: Form, lock: bool = False) -> list[str]:
         lines += [f"if {accumulator} == was:", f"    ({form.typed()})[0] = {form.value(1)}", "else:", f"    {keep}"]
     else:
         lines += [f"if {accumulator} != was:", f"    {keep}"]
-    return [*lines, "mem_rmw_done(cpu, op)"]
+    return [*lines, *form.done()]
 
 
 def push(form: Form) -> list[str]:
-    size = form.bits // 8
-    return [*(form.read() if form.memory == 0 else []), f"cdef uint{form.bits}_t value = {form.value(0)}",
-            f"if not mem_write(cpu, op, cpu.regs[4] - {size}, value, {size}):", "    return", f"cpu.regs[4] -= {size}"]
+    bits, size = form.bits, form.bits // 8
+    if form.memory == 0:
+        form.fast = False
+        return [*form.read(), f"cdef uint{bits}_t value = {form.value(0)}",
+                f"if not mem_write(cpu, op, cpu.regs[4] - {size}, value, {size}):", "    return", f"cpu.regs[4] -= {size}"]
+    return [*form.write(form.value(0), bits, f"cpu.regs[4] - {size}"), f"cpu.regs[4] -= {size}"]
 
 
 def pop(form: Form) -> list[str]:
     size, bits = form.bits // 8, form.bits
-    lines = [f"cdef uint8_t* q = mem_read(cpu, op, cpu.regs[4], {size})", "if q == NULL:", "    return",
-             f"cdef uint{bits}_t value = (<uint{bits}_t*>q)[0]"]
+    form.fast = form.fast and form.memory is None
+    lines = [*form.read("cpu.regs[4]", size, "q"), f"cdef uint{bits}_t value = (<uint{bits}_t*>q)[0]"]
     if form.memory == 0:
         return [*lines, f"if not mem_write(cpu, op, ea(cpu, op), value, {size}):", "    return", f"cpu.regs[4] += {size}"]
     return [*lines, f"cpu.regs[4] += {size}", form.set(0, "value")]
 
 
 def jump_indirect(form: Form) -> list[str]:
-    lines = [*(form.read() if form.memory == 0 else []), f"cdef uint64_t target = {form.value(0)}", "if not canonical(target):",
-             "    fault(cpu, op, VECTOR_GP, 0)", "    return"]
+    form.fast = form.fast and form.mnemonic == "jmp"
+    lines = [*(form.read() if form.memory == 0 else []), f"cdef uint64_t target = {form.value(0)}"]
+    refuse = ["if not canonical(target):", "    fault(cpu, op, VECTOR_GP, 0)", "    return"]
     if form.mnemonic == "call":
-        lines += ["if not mem_write(cpu, op, cpu.regs[4] - 8, op_rip(cpu, op) + op.length, 8):", "    return",
+        # as Intel's processors: the return address is written before the target is judged
+        lines += ["if not mem_write(cpu, op, cpu.regs[4] - 8, op_rip(cpu, op) + op.length, 8):", "    return", *refuse,
                   "cpu.regs[4] -= 8"]
+    else:
+        lines += refuse
     return [*lines, "branch_to(cpu, op, target)"]
 
 
@@ -372,8 +404,48 @@ def template(mnemonic: str) -> Callable[[Form], list[str]]:
     return cmov if mnemonic.startswith("cmov") else setcc
 
 
-def function(name: str, body: list[str], last: str = NEXT) -> str:
-    return "\n    ".join([f"cdef void op_{name}(CpuState* cpu, Op* op) noexcept nogil:", *body, last])
+def function(name: str, body: list[str], last: str = NEXT, prefix: str = "op_") -> str:
+    return "\n    ".join([f"cdef void {prefix}{name}(CpuState* cpu, Op* op) noexcept nogil:", *body, last])
+
+
+HOT = {"mov", "movzx", "movsx", "movsxd", "lea", *BINARY, "cmp", "test", "inc", "dec", "imul2", "mul"}
+
+
+def versions(form: Form) -> Iterator[tuple[str, str]]:
+    """op_X, and slow_X and based_X where there are such. The name is the registered one, "" for none."""
+    make, branch = template(form.mnemonic), form.mnemonic in ("call", "jmp")
+
+    def write(prefix: str) -> str:
+        body = make(form)
+        return function(form.name, body[:-1], body[-1], prefix) if branch else function(form.name, body, NEXT, prefix)
+
+    touches = (form.memory is not None or form.mnemonic in ("push", "pop")) and form.mnemonic not in ("lea", "xchg")
+    if touches:
+        yield "", write("slow_")
+    form.fast = touches
+    yield form.name, write("op_")
+    if form.mnemonic in HOT and form.memory is not None:
+        form.fast, form.address = touches, "reg64(cpu, op.b)[0] + <uint64_t>op.disp"
+        yield f"based_{form.name}", write("op_based_")
+
+
+FUSED_CMP = {"z": "a == b", "nz": "a != b", "b": "a < b", "nb": "a >= b", "be": "a <= b", "nbe": "a > b",
+             "l": "sa < sb", "nl": "sa >= sb", "le": "sa <= sb", "nle": "sa > sb"}
+FUSED_TEST = {"z": "a & b == 0", "nz": "a & b != 0", "s": "sa & sb < 0", "ns": "sa & sb >= 0", "le": "sa & sb <= 0",
+              "nle": "sa & sb > 0"}
+
+
+def fused(form: Form) -> Iterator[tuple[str, str]]:
+    """CMP or TEST and the branch behind it. On a miss the plain one runs, and then the branch by itself."""
+    bits, form.fast, form.address = form.bits, True, "ea(cpu, op)"
+    for cc, expression in (FUSED_CMP if form.mnemonic == "cmp" else FUSED_TEST).items():
+        body = [*(form.read() if form.memory is not None else []),
+                f"cdef uint{bits}_t a = {form.value(0)}", f"cdef uint{bits}_t b = {form.value(1)}",
+                *([f"cdef int{bits}_t sa = <int{bits}_t>a", f"cdef int{bits}_t sb = <int{bits}_t>b"] if "sa" in expression else []),
+                f"{form.mnemonic}{bits}(&cpu.aflags, a, b)", f"if {expression}:",
+                "    chain(cpu, <Link*>(op + 2), op[1].index + 1)", "else:"]
+        yield f"fused_{form.name}_{cc}", function(f"{form.name}_{cc}", body, "    chain(cpu, <Link*>(op + 3), op[1].index + 1)",
+                                                  "op_fused_")
 
 
 def forms(rows: list[Row]) -> Iterator[tuple[Form, bool]]:
@@ -414,14 +486,16 @@ def emit() -> str:
     rows, fixed = [build_row(insn) for insn in ROWS], fixed_names()
     functions: dict[str, str] = {}
     for form, lock in forms(rows):
-        branch = form.mnemonic in ("call", "jmp")
-        body = template(form.mnemonic)(form)
-        functions[form.name] = function(form.name, body[:-1], body[-1]) if branch else function(form.name, body)
+        for name, text in versions(form):
+            functions[name or f"slow_{form.name}"] = text
         if lock and form.mnemonic in LOCKED:
+            form.fast, form.address = False, "ea(cpu, op)"
             functions[f"lock_{form.name}"] = function(f"lock_{form.name}", LOCKED[form.mnemonic](form))
+        if form.mnemonic in ("cmp", "test") and form.bits != 16:
+            functions.update(fused(form))
     functions.update(conditional_jumps())
     functions.update(string_handlers())
-    names = [*functions, *fixed]
+    names = [name for name in functions if not name.startswith("slow_")] + fixed
     fills = "\n    ".join(f"table[{i}] = op_{name}" for i, name in enumerate(names))
     return "\n\n\n".join([
         HEAD + "\n".join(f'include "vcpu/ops/{name}.pxi"' for name in FRAGMENTS),

@@ -11,6 +11,17 @@ cdef void op_jmp_rel(CpuState* cpu, Op* op) noexcept nogil:
 
 
 cdef void op_call_rel(CpuState* cpu, Op* op) noexcept nogil:
+    cdef uint64_t gva = cpu.regs[4] - 8
+    cdef TlbEntry* entry = tlb_entry(cpu, gva)
+    if (gva ^ entry.write_tag) > <uint64_t>(PAGE_SIZE - 8):
+        slow_call_rel(cpu, op)
+        return
+    (<uint64_t*>(gva + entry.addend))[0] = op_rip(cpu, op) + op.length
+    cpu.regs[4] = gva
+    chain(cpu, <Link*>(op + 1), op.index + 1)
+
+
+cdef void slow_call_rel(CpuState* cpu, Op* op) noexcept nogil:
     if not mem_write(cpu, op, cpu.regs[4] - 8, op_rip(cpu, op) + op.length, 8):
         return
     cpu.regs[4] -= 8
@@ -18,6 +29,21 @@ cdef void op_call_rel(CpuState* cpu, Op* op) noexcept nogil:
 
 
 cdef void op_ret(CpuState* cpu, Op* op) noexcept nogil:
+    cdef uint64_t gva = cpu.regs[4]
+    cdef TlbEntry* entry = tlb_entry(cpu, gva)
+    cdef uint64_t target
+    if (gva ^ entry.read_tag) > <uint64_t>(PAGE_SIZE - 8):
+        slow_ret(cpu, op)
+        return
+    target = (<uint64_t*>(gva + entry.addend))[0]
+    if not canonical(target):
+        fault(cpu, op, VECTOR_GP, 0)
+        return
+    cpu.regs[4] = gva + 8
+    branch_to(cpu, op, target)
+
+
+cdef void slow_ret(CpuState* cpu, Op* op) noexcept nogil:
     cdef uint8_t* p = mem_read(cpu, op, cpu.regs[4], 8)
     cdef uint64_t target
     if p == NULL:
