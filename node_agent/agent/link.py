@@ -195,7 +195,8 @@ class Link:
         out = []
         for uid, vm in list(self.node.vms.items()):
             memory = None
-            if with_memory and vm.process is not None:
+            fresh = uid not in self.node.stats or not self.node.stats[uid].memory_bytes
+            if (with_memory or fresh) and vm.process is not None:
                 memory = await asyncio.to_thread(_pss_bytes, vm.process.pid)
             stats = await self.node.refresh_stats(uid, memory)
             if stats is not None:

@@ -179,7 +179,11 @@ class LocalVm:
             files.write_record(self.folder.end_file, self.end)
 
     async def save(self, durable: bool = True) -> None:
-        await asyncio.to_thread(files.write_record, self.folder.record_file, self.record, durable)
+        """Without durable it takes microseconds, and somebody may be standing still until it is done."""
+        if durable:
+            await asyncio.to_thread(files.write_record, self.folder.record_file, self.record)
+        else:
+            files.write_record(self.folder.record_file, self.record, durable=False)
 
     # ---- the process -----------------------------------------------------------------------------------------
 

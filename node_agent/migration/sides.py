@@ -185,15 +185,9 @@ class Outgoing(Side):
             self._was_paused = await self.vm.hold()
             self.take(Event.CONVERGED)
 
-    async def _last_word(self) -> pb.Standstill:
-        written, tail = self.vm.console.tail(CONSOLE_TAIL)
-        state = await self.vm.on_machine(self.vm.machines.save, self.vm.machine)
-        return pb.Standstill(
-            machine_state=state, monotonic_ns=self._stopped_ns, boot_id=boot_id(), rounds=self._progress.rounds,
-            console_written=written, console_tail=tail, phases=self.vm.phases, paused=self._was_paused,
-            total_ms=self._ms_since(self._began_ns))
-
-    async def _sent(self) -> None:
+    async def _sending(self) -> None:
+        """From the first byte of the last word on only the decision counts: the target may have all of it before we
+        know that it went."""
         self.take(Event.SENT)
 
     async def _stop_tracking(self) -> None:
@@ -268,11 +262,19 @@ class Outgoing(Side):
     def _stop_and_send(self, sender: stream.Sender, pending: np.ndarray) -> None:
         self._ask(self._standstill())
         sender.send_frames(pending | self._harvest())
-        word = self._ask(self._last_word())
-        # From the first byte of it on only the decision counts: the target may have it before we know that it went.
-        self._ask(self._sent())
+        word = self._last_word()
+        self._ask(self._sending())
         sender.standstill(word)
         self._ask(self._note(self._progress.rounds + 1, sender.bytes, 0))
+
+
+    def _last_word(self) -> pb.Standstill:
+        """Nothing moves: while it is HELD nobody but this thread touches the machine."""
+        written, tail = self.vm.console.tail(CONSOLE_TAIL)
+        return pb.Standstill(
+            machine_state=self.vm.machines.save(self.vm.machine), monotonic_ns=self._stopped_ns, boot_id=boot_id(),
+            rounds=self._progress.rounds, console_written=written, console_tail=tail, phases=self.vm.phases,
+            paused=self._was_paused, total_ms=self._ms_since(self._began_ns))
 
 
 class Incoming(Side):
@@ -351,10 +353,9 @@ class Incoming(Side):
     async def _offered(self) -> None:
         self.take(Event.OFFERED)
 
-    async def _load(self, word: pb.Standstill, received: int) -> None:
+    async def _loaded(self, word: pb.Standstill, received: int) -> None:
         vm = self.vm
         self._word = word
-        await vm.on_machine(vm.machines.load, vm.machine, word.machine_state)
         vm.console.continue_from(word.console_written, word.console_tail)
         vm.phases = [pb.Phase(name=p.name, seconds=p.seconds, detail=p.detail) for p in word.phases]
         self._progress.rounds, self._progress.bytes = word.rounds + 1, received
@@ -372,7 +373,9 @@ class Incoming(Side):
             receiver = stream.Receiver(sock, self.vm.machine.space.memory)
             word = receiver.run()
             try:
-                self._ask(self._load(word, receiver.bytes))
+                # INCOMING: nobody but this thread touches the machine
+                self.vm.machines.load(self.vm.machine, word.machine_state)
+                self._ask(self._loaded(word, receiver.bytes))
             except Exception as error:
                 wire.send(sock, pb.Ready(error=f"{type(error).__name__}: {error}"))
                 raise

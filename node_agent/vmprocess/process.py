@@ -181,7 +181,7 @@ class VmProcess:
             self.lifecycle.check(event)
             if not paused:
                 self._mark_ran()
-                await self.on_machine(self.machine.resume)
+                self.machine.resume()        # at once: a resume waits for nobody, and the guest has stood long enough
             self._going(event)
 
     # ---- what others hear --------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import struct
+import threading
 
 import numpy as np
 import pytest
@@ -227,16 +228,16 @@ async def test_a_failure_between_standstill_and_the_last_byte(pair):
 
 
 async def test_an_abort_between_standstill_and_the_last_byte(pair, monkeypatch):
-    entered, go = asyncio.Event(), asyncio.Event()
+    entered, go = threading.Event(), threading.Event()
     original = sides.Outgoing._last_word
 
-    async def slow(self):
+    def slow(self):
         entered.set()
-        await go.wait()
-        return await original(self)
+        go.wait(10)
+        return original(self)
     monkeypatch.setattr(sides.Outgoing, "_last_word", slow)
     await pair.offer()
-    await entered.wait()
+    await asyncio.to_thread(entered.wait, 10)
     assert pair.source.migration.state is Source.STOPPED
     await pair.source.migration.decide(2, True)
     go.set()
