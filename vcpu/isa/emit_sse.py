@@ -5,6 +5,8 @@ Never:   instruction semantics (the kernels), irregular handlers (vcpu/ops/sse_*
 Threads: a build step.
 """
 
+import re
+
 from vcpu.isa.sse import FORMS
 from vcpu.isa.table import Insn, Operands, build_row
 
@@ -19,9 +21,36 @@ from vcpu._core cimport fault, fault_refused, seg_linear
 
 '''
 
-def function(name: str, lines: list[str]) -> str:
+# what stands for a call that may fault, in the handler that gives up instead
+QUICK = (
+    (r"mem_read\(cpu, op, ", "probe_read(cpu, "),
+    (r"read_aligned\(cpu, op\)", "probe_aligned(cpu, ea(cpu, op))"),
+    (r"if not mem_write\(cpu, op, ", "if not put(cpu, "),
+    (r"if not mem_write_buf\(cpu, op, ea\(cpu, op\), (.*), 16\):", r"if not put128(cpu, ea(cpu, op), load128(\1)):"),
+    (r"if not write_aligned\(cpu, op, (.*)\):", r"if not put_aligned(cpu, ea(cpu, op), load128(\1)):"),
+    (r"if not k_", "if not q_"),
+    (r"    fault_xm\(cpu, op\)", "    {give_up}"),
+)
+
+
+def definition(name: str, lines: list[str]) -> str:
     body = "\n".join(f"    {line}" for line in lines)
-    return f"cdef void op_{name}(CpuState* cpu, Op* op) noexcept nogil:\n{body}\n    op[1].fn(cpu, op + 1)\n\n"
+    return f"cdef void {name}(CpuState* cpu, Op* op) noexcept nogil:\n{body}\n    op[1].fn(cpu, op + 1)\n\n\n"
+
+
+def function(name: str, lines: list[str]) -> str:
+    """The handler; where it may fault, two: the complete one, and one without a call, which goes on to it."""
+    give_up = f"go_on(cpu, op, <void*>complete_{name})"
+    quick = []
+    for line in lines:
+        if line == "    return" and quick[-1].startswith("if "):
+            quick.append(f"    {give_up}")
+        for pattern, to in QUICK:
+            line = re.sub(pattern, to, line)
+        quick.append(line.format(give_up=give_up) if "give_up" in line else line)
+    if quick == lines:
+        return definition(f"op_{name}", lines)
+    return definition(f"complete_{name}", lines) + definition(f"op_{name}", quick)
 
 
 def fallible(call: str) -> list[str]:
@@ -112,7 +141,7 @@ def handler(insn: Insn, kind: str, o: Operands, name: str, in_memory: bool) -> s
     if kind == "from_int":
         return function(name, from_int(m, name, in_memory))
     if kind in ("to_mm", "from_mm") or kind.startswith("mm"):
-        return function(name, with_mmx(kind, m, bits, in_memory))
+        return definition(f"op_{name}", with_mmx(kind, m, bits, in_memory))
     if not in_memory:
         return function(name, xmm_body(kind, m, name, "load128(&cpu.xmm[op.b])"))
     lines, source = memory_source(bits, kind != "string")
@@ -249,6 +278,8 @@ def emit() -> str:
         row = build_row(insn)
         for made, into in zip(kernel(insn, kind), (macros, declarations)):
             into.update(dict.fromkeys(made))
+            if into is declarations and made and made[0].startswith("int k_") and not kind.endswith("_mm"):
+                into.update(dict.fromkeys([made[0].replace("int k_", "int q_")]))
         for forms in row.handlers:
             for name, in_memory in zip(forms, (False, True)):
                 if name:

@@ -1,5 +1,7 @@
 # What every SSE and MMX handler shares: aligned access, exceptions, the passage from x87 to MMX. Owner: FPU.
 
+from libc.string cimport memcpy, memset
+from vcpu.core.tlb cimport probe_read, probe_write
 from vcpu.core.arch cimport CR0_NE, CR0_TS, CR4_OSXMMEXCPT, CR4_OSXSAVE
 
 cdef extern from "vcpu/ops/sse_kernels.h":
@@ -26,6 +28,7 @@ cdef extern from "vcpu/ops/sse_kernels.h":
     void k_rsqrt(void* d, v128 s, int lanes) noexcept nogil
     void k_ptest(uint32_t* aflags, const void* d, v128 s) noexcept nogil
     const char* host_lacks() noexcept nogil
+    void go_on(void* cpu, void* op, void* complete) noexcept nogil
 
 cdef enum:
     FSW_ES = 0x80                # an unmasked x87 exception waits
@@ -39,6 +42,31 @@ cdef inline uint8_t* read_aligned(CpuState* cpu, Op* op) noexcept nogil:
         fault(cpu, op, VECTOR_GP, 0)
         return NULL
     return mem_read(cpu, op, gva, 16)
+
+
+cdef inline uint8_t* probe_aligned(CpuState* cpu, uint64_t gva) noexcept nogil:
+    return NULL if gva & 15 else probe_read(cpu, gva, 16)
+
+
+cdef inline bint put(CpuState* cpu, uint64_t gva, uint64_t value, uint32_t size) noexcept nogil:
+    """mem_write where the TLB hits; False: nothing was done."""
+    cdef uint8_t* p = probe_write(cpu, gva, size)
+    if p == NULL:
+        return False
+    memcpy(p, &value, size)
+    return True
+
+
+cdef inline bint put128(CpuState* cpu, uint64_t gva, v128 value) noexcept nogil:
+    cdef uint8_t* p = probe_write(cpu, gva, 16)
+    if p == NULL:
+        return False
+    store128(p, value)
+    return True
+
+
+cdef inline bint put_aligned(CpuState* cpu, uint64_t gva, v128 value) noexcept nogil:
+    return not gva & 15 and put128(cpu, gva, value)
 
 
 cdef inline bint write_aligned(CpuState* cpu, Op* op, const void* value) noexcept nogil:

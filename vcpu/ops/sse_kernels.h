@@ -159,14 +159,17 @@ static __attribute__((noinline)) int fp_settle(uint32_t *mx, v128 r, int lanes) 
 #define FP_QUICK(mx, body, out, in...) \
         __asm__ volatile(body "; stmxcsr %[after]" : out, [after] "=m"((mx)[1]) : in)
 
+/* q_: the quick way, 0 if it was none; k_: the exact one, 0 for an unmasked exception */
 #define SSE_FP(name, lanes) \
+    V_INLINE int q_##name(uint32_t *mx, void *d, v128 s) { \
+        v128 a = load128(d); \
+        if (!FP_IS_DEFAULT(mx)) return 0; \
+        FP_QUICK(mx, #name " %[s], %[a]", [a] "+x"(a), [s] "x"(s)); \
+        if (!FP_NOTHING_NEW(mx)) return 0; \
+        store128(d, a); \
+        return 1; } \
     V_INLINE int k_##name(uint32_t *mx, void *d, v128 s) { \
         v128 a = load128(d); \
-        if (FP_IS_DEFAULT(mx)) { \
-            FP_QUICK(mx, #name " %[s], %[a]", [a] "+x"(a), [s] "x"(s)); \
-            if (FP_NOTHING_NEW(mx)) { store128(d, a); return 1; } \
-            a = load128(d); \
-        } \
         FP_BLOCK(mx, #name " %[s], %[a]", [a] "+x"(a), [s] "x"(s)); \
         if (!fp_settle(mx, a, lanes)) return 0; \
         store128(d, a); \
@@ -174,15 +177,19 @@ static __attribute__((noinline)) int fp_settle(uint32_t *mx, v128 r, int lanes) 
 
 #define SSE_FP_IMM(name, lanes) \
     SSE_STUBS(name, #name, "%xmm1, %xmm0") \
+    V_INLINE int q_##name(uint32_t *mx, void *d, v128 s, uint32_t imm) { \
+        register v128 a __asm__("xmm0") = load128(d); \
+        register v128 b __asm__("xmm1") = s; \
+        const char *stub = stubs_##name + (imm & 0xFF) * 8; \
+        if (!FP_IS_DEFAULT(mx)) return 0; \
+        FP_QUICK(mx, CALL_STUB("%[stub]"), [a] "+x"(a), [b] "x"(b), [stub] "r"(stub)); \
+        if (!FP_NOTHING_NEW(mx)) return 0; \
+        store128(d, a); \
+        return 1; } \
     V_INLINE int k_##name(uint32_t *mx, void *d, v128 s, uint32_t imm) { \
         register v128 a __asm__("xmm0") = load128(d); \
         register v128 b __asm__("xmm1") = s; \
         const char *stub = stubs_##name + (imm & 0xFF) * 8; \
-        if (FP_IS_DEFAULT(mx)) { \
-            FP_QUICK(mx, CALL_STUB("%[stub]"), [a] "+x"(a), [b] "x"(b), [stub] "r"(stub)); \
-            if (FP_NOTHING_NEW(mx)) { store128(d, a); return 1; } \
-            a = load128(d); \
-        } \
         FP_BLOCK(mx, CALL_STUB("%[stub]"), [a] "+x"(a), [b] "x"(b), [stub] "r"(stub)); \
         if (!fp_settle(mx, a, lanes)) return 0; \
         store128(d, a); \
@@ -190,13 +197,17 @@ static __attribute__((noinline)) int fp_settle(uint32_t *mx, v128 r, int lanes) 
 
 /* COMISS and its kin: flags as `lahf; seto al` leave them */
 #define SSE_COMPARE(name) \
+    V_INLINE int q_##name(uint32_t *mx, uint32_t *aflags, const void *d, v128 s) { \
+        uint64_t f; \
+        v128 a = load128(d); \
+        if (!FP_IS_DEFAULT(mx)) return 0; \
+        FP_QUICK(mx, #name " %[s], %[x]; lahf; seto %%al", [f] "=&a"(f), [x] "x"(a), [s] "x"(s)); \
+        if (!FP_NOTHING_NEW(mx)) return 0; \
+        *aflags = (uint16_t)f; \
+        return 1; } \
     V_INLINE int k_##name(uint32_t *mx, uint32_t *aflags, const void *d, v128 s) { \
         uint64_t f; \
         v128 a = load128(d); \
-        if (FP_IS_DEFAULT(mx)) { \
-            FP_QUICK(mx, #name " %[s], %[x]; lahf; seto %%al", [f] "=&a"(f), [x] "x"(a), [s] "x"(s)); \
-            if (FP_NOTHING_NEW(mx)) { *aflags = (uint16_t)f; return 1; } \
-        } \
         FP_BLOCK(mx, #name " %[s], %[x]; lahf; seto %%al", [f] "=&a"(f), [x] "x"(a), [s] "x"(s)); \
         if (!fp_settle(mx, a, LANES_NONE)) return 0; \
         *aflags = (uint16_t)f; \
@@ -204,24 +215,29 @@ static __attribute__((noinline)) int fp_settle(uint32_t *mx, v128 r, int lanes) 
 
 /* to a general register of 32 (w empty) or 64 bits (w = q) */
 #define SSE_TO_INT(name, bits, insn) \
+    V_INLINE int q_##name##_r##bits(uint32_t *mx, uint64_t *d, v128 s) { \
+        uint##bits##_t r; \
+        if (!FP_IS_DEFAULT(mx)) return 0; \
+        FP_QUICK(mx, insn " %[s], %[r]", [r] "=&r"(r), [s] "x"(s)); \
+        if (!FP_NOTHING_NEW(mx)) return 0; \
+        *d = r; \
+        return 1; } \
     V_INLINE int k_##name##_r##bits(uint32_t *mx, uint64_t *d, v128 s) { \
         uint##bits##_t r; \
-        if (FP_IS_DEFAULT(mx)) { \
-            FP_QUICK(mx, insn " %[s], %[r]", [r] "=&r"(r), [s] "x"(s)); \
-            if (FP_NOTHING_NEW(mx)) { *d = r; return 1; } \
-        } \
         FP_BLOCK(mx, insn " %[s], %[r]", [r] "=&r"(r), [s] "x"(s)); \
         if (!fp_settle(mx, s, LANES_NONE)) return 0; \
         *d = r; \
         return 1; }
 #define SSE_FROM_INT(name, bits, insn) \
+    V_INLINE int q_##name##_r##bits(uint32_t *mx, void *d, uint##bits##_t s) { \
+        v128 a = load128(d); \
+        if (!FP_IS_DEFAULT(mx)) return 0; \
+        FP_QUICK(mx, insn " %[s], %[a]", [a] "+x"(a), [s] "r"(s)); \
+        if (!FP_NOTHING_NEW(mx)) return 0; \
+        store128(d, a); \
+        return 1; } \
     V_INLINE int k_##name##_r##bits(uint32_t *mx, void *d, uint##bits##_t s) { \
         v128 a = load128(d); \
-        if (FP_IS_DEFAULT(mx)) { \
-            FP_QUICK(mx, insn " %[s], %[a]", [a] "+x"(a), [s] "r"(s)); \
-            if (FP_NOTHING_NEW(mx)) { store128(d, a); return 1; } \
-            a = load128(d); \
-        } \
         FP_BLOCK(mx, insn " %[s], %[a]", [a] "+x"(a), [s] "r"(s)); \
         if (!fp_settle(mx, a, LANES_NONE)) return 0; \
         store128(d, a); \
@@ -318,6 +334,10 @@ V_INLINE void k_rsqrt(void *d, v128 s, int lanes) {
     uint32_t v[4]; store128(v, s);
     for (int i = 0; i < lanes; i++) ((uint32_t *)d)[i] = float_root_reciprocal(v[i]);
 }
+
+/* The way on for a handler whose quick way was none: a tail call of its complete twin, which the compiler must not inline,
+ * because its calls would cost the quick way a stack frame. */
+static __attribute__((noipa)) void go_on(void *cpu, void *op, void (*complete)(void *, void *)) { complete(cpu, op); }
 
 /* What x86-64-v2 with AES and PCLMULQDQ lacks on this host, or NULL. */
 static const char *host_lacks(void) {

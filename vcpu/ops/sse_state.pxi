@@ -6,8 +6,6 @@
 # XCR0 is at most 3 (x87, SSE), so that the compacted form looks like the standard one. What does not fit the names here:
 #   XINUSE is computed: a component is in use when it is not in its initial state. XSAVEOPT knows no modified optimization.
 
-from libc.string cimport memcpy, memset
-
 cdef enum:
     XCR0_X87 = 1
     XCR0_SSE = 2
