@@ -73,7 +73,8 @@ def _stray(world: World, session: Session, uid: str) -> WantedVm | None:
     if view.assignment is None or view.node == session.node:
         return None
     migration = view.migration
-    if migration and session.node in (migration.source, migration.target) and not _source_may_go(migration, session):
+    if migration and session.node in (migration.source, migration.target) and not (
+            _source_may_go(migration, session) or _holds_older_copy(migration, session)):
         return None
     if report.generation >= view.assignment.generation:
         return None                       # would be a copy newer than the truth: never touch that
@@ -85,6 +86,13 @@ def _source_may_go(migration: MigrationRecord, session: Session) -> bool:
     return migration.phase is MigrationPhase.SUCCEEDED and session.node == migration.source
 
 
+def _holds_older_copy(migration: MigrationRecord, session: Session) -> bool:
+    """The target was the source of a migration before, and hasn't removed that copy yet: it has to, first."""
+    report = session.vms.get(migration.vm_uid)
+    return (session.node == migration.target and not migration.decision and report is not None and not report.gone
+            and report.generation < migration.generation)
+
+
 def _order(world: World, session: Session, record: MigrationRecord) -> WantedMigration | None:
     source = record.source == session.node
     mine = session.migrations.get(record.uid)
@@ -92,6 +100,8 @@ def _order(world: World, session: Session, record: MigrationRecord) -> WantedMig
         return None
     if source and not record.address and not record.decision:
         return None                       # the target isn't ready to receive
+    if not source and _holds_older_copy(record, session):
+        return None
     view = world.vm(record.vm_uid)
     image = world.image(view.record.spec.image) if view else None
     vm = None

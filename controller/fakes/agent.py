@@ -7,6 +7,7 @@ Threads: one event loop.
 """
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,6 +86,7 @@ class FakeAgent:
         self.desired: Any = None
         self.decisions: list[Any] = []
         self.error: Exception | None = None
+        self.on_remove: Callable[[str], None] = lambda uid: None
         self.connected = asyncio.Event()
         self._metadata = (("authorization", f"Bearer {token}"), ("virga-node", name))
         self._changed = asyncio.Event()
@@ -199,6 +201,7 @@ class FakeAgent:
     def _remove(self, wanted: Any) -> None:
         vm = self.disk.vms.setdefault(wanted.uid, FakeVm(wanted.uid, wanted.name, wanted.generation))
         if vm.generation <= wanted.generation:
+            self.on_remove(vm.uid)
             self.site.halt(vm.uid, self.name)
             vm.reason, vm.generation = "GONE", wanted.generation
 
@@ -250,6 +253,8 @@ class FakeAgent:
         elif order.decision == pb.MIGRATION_DECISION_COMMIT:
             if mine and mine.step == pb.MIGRATION_STEP_READY and "run" not in self.hold:
                 self._take_over(order.uid, order.owner_generation, order.vm.power)
+        elif mine is None and order.vm_uid in self.disk.vms and self.disk.vms[order.vm_uid].reason != "GONE":
+            self.fail_target(order.uid, order.vm_uid)           # another copy is here
         elif mine is None and "prepare" not in self.hold:
             self.disk.vms[order.vm_uid] = FakeVm(order.vm_uid, order.vm.name, order.generation, run=order.vm.run,
                                                  state=PAUSED, migrating_in=True)

@@ -3,7 +3,7 @@
 import grpc
 import pytest
 
-from controller.fakes.agent import RUNNING
+from controller.fakes.agent import PAUSED, RUNNING, FakeVm
 from tests.servers.cloud import USER, cloud, until
 from virga.agent.v1 import agent_pb2
 from virga.v1 import migration_pb2 as pb
@@ -167,6 +167,22 @@ async def test_refused(site, target, code, reason):
         await begin(site, target=target)
     assert refused.value.code() == code
     assert site.agents[vm.status.node].disk.vms[vm.uid].state == RUNNING
+
+
+async def test_back_to_where_an_old_copy_still_is(site):
+    vm = await running(site)
+    first, second = site.agents[vm.status.node], site.agents[other(site, vm)]
+    await over(site, (await begin(site)).uid)
+    copies = first.disk.vms
+    await until(_of(lambda: copies), lambda vms: vm.uid not in vms)
+    copies[vm.uid] = FakeVm(vm.uid, "web", 1, run=1, state=PAUSED)            # as if it had not been removed yet
+    first.tell()
+    removed = []
+    first.on_remove = lambda uid: removed.append(uid)
+    assert (await over(site, (await begin(site)).uid)).phase == pb.MIGRATION_PHASE_SUCCEEDED
+    assert removed == [vm.uid]
+    assert site.site.running == {vm.uid: first.name}
+    assert second.name != first.name
 
 
 async def test_disks_do_not_move_yet(site):
