@@ -110,6 +110,10 @@ class Machine:
             self.vmcs[0][getattr(vcpu, name)] = value
         for name, value in state.registers.items():
             self.cpus[0].set(name, value)
+        # an entry whose time is up: the state is checked and becomes the processor's, nothing runs
+        entry = self.cpus[0].run(self.vmcs[0], deadline_ns=0)
+        if entry.reason != vcpu.EXIT_REASON_PREEMPTION_TIMER:
+            raise SpecError("kernel", f"cannot be entered: {entry!r}")
 
     def start(self, paused: bool = False) -> None:
         self._paused_by_caller = paused

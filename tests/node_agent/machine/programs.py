@@ -45,9 +45,9 @@ DEBUG_EXIT = "mov $0x15, %eax; out %eax, $0xF4; hlt"
 
 TRIPLE_FAULT = "lidt zero; ud2\nzero: .quad 0"
 
-SPIN = "print \"spinning\"; 1: jmp 1b"
+SPIN = "print \"spinning\"; spin: jmp spin"
 
-SLEEP = "print \"sleeping\"; cli; 1: hlt; jmp 1b"
+SLEEP = "print \"sleeping\"; cli; sleep: hlt; jmp sleep"
 
 # CMOS byte 0x40 outlives a reset
 RESET_ONCE = """
