@@ -179,7 +179,7 @@ async def _finish(call: grpc.aio.StreamStreamCall) -> None:
                 pass
 
 
-_END = -1                          # from (nearly) now on: a ring's reader counts from the end
+_END = -1                          # from now on
 
 
 def _with_gap(piece: vmm.ConsoleOutput) -> bytes:

@@ -103,7 +103,7 @@ class Connection:
         self._attached = True
         offset = call.offset
         if offset < 0:
-            offset = max(0, self.vm.console.written + offset)
+            offset = max(0, self.vm.console.written + (offset if offset < -1 else 0))      # -1: from now on
         self._tasks.create_task(self._send_console(offset))
         return offset
 
