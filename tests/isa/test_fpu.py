@@ -97,7 +97,8 @@ def test_memory_operands_out_of_place(host: Host, virga: Virga, seed: int, famil
     pairs = []
     for form, case in random_pairs(rng, family, 4):
         if form.memory and form.name not in ("maskmovq", "maskmovdqu"):
-            target = rng.choice((WINDOW_AT + 256 + rng.randrange(64), 0x20002000 - rng.randrange(16), 0x1FFFF000, 0x20000000 - 1))
+            size = min((form.row.operands.mem_bits or 112) // 8, 16)
+            target = rng.choice((WINDOW_AT + 256 + rng.randrange(64), 0x20002000 - rng.randrange(size), 0x1FFFF000, 0x20000000 - 1))
             pairs.append((form, replace(case, state=case.state.with_gpr(rdi=target), code=form.code(0))))
     results = compare(host, virga, pairs, seed)
     assert any(result.vector == PAGE_FAULT for result in results)
