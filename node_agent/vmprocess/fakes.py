@@ -1,7 +1,8 @@
 """A machine without a processor, for tests of everything around it: it counts aloud and dirties its memory.
 
 The append line says what it does, in the tiny guest's words: `count`, `dirty=MB/s`, `flood`, `hello`, `triplefault`,
-`exit=N`, `nopower` (deaf to the power button). Its number lives in its memory, so a migration that loses a page loses
+`exit=N`, `nopower` (deaf to the power button), and `witness=FILE`: each number is appended there too, so that two
+copies that run, or one that ran in vain, are seen by whoever reads it. Its number lives in its memory, so a migration that loses a page loses
 the count.
 
 Owns:    one thread that plays the guest.
@@ -73,6 +74,7 @@ class _Wish:
     triplefault: bool = False
     nopower: bool = False
     exit: int | None = None
+    witness: str = ""
 
     @classmethod
     def parse(cls, append: str) -> _Wish:
@@ -83,6 +85,8 @@ class _Wish:
                 wish.dirty_mb = float(value)
             elif name == "exit":
                 wish.exit = int(value)
+            elif name == "witness":
+                wish.witness = value
             elif name in ("count", "flood", "hello", "triplefault", "nopower"):
                 setattr(wish, name, True)
         return wish
@@ -170,6 +174,9 @@ class FakeMachine:
             (number,) = struct.unpack_from("<Q", self.space.memory, COUNT_AT)
             self._console("ttyS0", b"%d\n" % number)
             self.space.write(COUNT_AT, struct.pack("<Q", number + 1))
+            if self._wish.witness:
+                with open(self._wish.witness, "a") as file:
+                    file.write(f"{number}\n")
         if self._wish.flood:
             self._console("ttyS0", b"x" * 4096)
         room = self.space.ram_bytes // FRAME - DIRTY_AT // FRAME

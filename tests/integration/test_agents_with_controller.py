@@ -9,7 +9,7 @@ from node_agent.agent.config import Config
 from node_agent.agent.main import serve
 from node_agent.console.ring import RingReader
 from tests.servers.cloud import USER, Client, cloud, until
-from virga.v1 import migration_pb2, vm_pb2
+from virga.v1 import migration_pb2, node_pb2, vm_pb2
 
 FAKE_ZYGOTE = ("import sys; from pathlib import Path; from node_agent.zygote.main import serve; "
                "from node_agent.vmprocess.fakes import FakeMachines; "
@@ -53,6 +53,8 @@ async def world(tmp_path):
         (tmp_path / "nodes").mkdir()
         for name in ("node-1", "node-2"):
             await agents.start(name)
+        await until(lambda: client.nodes.ListNodes(node_pb2.ListNodesRequest(), metadata=USER),
+                    lambda answer: len(answer.nodes) == 2)
         await client.upload()
         yield running, client, agents
         for name in list(agents.tasks):
