@@ -8,6 +8,7 @@
  * written to stdout: finished. Every case ends in a signal: INT3 behind the instruction, or the fault that it made.
  */
 #define _GNU_SOURCE
+#include <asm/ldt.h>
 #include <errno.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
@@ -28,7 +29,7 @@
 #define DATA 0x20000000UL        /* two pages; the window lies across their border */
 #define WINDOW 1024
 #define WINDOW_AT (DATA + 0x1000 - WINDOW / 2)
-#define ENTRY 0x30000000UL       /* the state while it is loaded */
+#define ENTRY 0x30000000UL       /* the state while it is loaded, and the frame by which the case is entered */
 #define CODE_BYTES 64
 
 struct State {
@@ -45,7 +46,8 @@ struct Case {
     uint32_t vector;             /* out: 3 at rip = CODE_AT + code_length + 1 is success */
     uint64_t error;
     uint64_t address;            /* of a page fault */
-    uint64_t reserved;
+    uint32_t bits;               /* 64; 32: flat; 16: code based at CODE, data and stack at DATA, limits 64 KiB */
+    uint32_t reserved;
     struct State state;          /* in and out */
 };
 
@@ -55,6 +57,13 @@ struct Batch {
     uint64_t reserved;
     struct Case cases[];
 };
+
+struct Frame {
+    uint64_t rip, cs, rflags, rsp, ss, ds;
+};
+
+#define FRAME ((struct Frame *)(ENTRY + 0xf00))
+#define LDT(entry) ((entry) << 3 | 7)
 
 static sigjmp_buf back;
 static struct Case *volatile running;
@@ -80,30 +89,41 @@ static void on_signal(int number, siginfo_t *info, void *context) {
     siglongjmp(back, 1);
 }
 
-/* The whole state is loaded from the fixed address, rax last: no register is left for a pointer. */
+/* The whole state is loaded from the fixed address, rax last: no register is left for a pointer. IRETQ goes to code of
+ * any width. */
 __attribute__((naked, noreturn)) static void enter(void) {
     __asm__ volatile(
         "mov $0x30000000, %%eax\n"
         "fxrstor64 %c0(%%rax)\n"
-        "pushq %c1(%%rax)\n"
-        "popfq\n"
-        "mov 8(%%rax), %%rcx\n" "mov 16(%%rax), %%rdx\n" "mov 24(%%rax), %%rbx\n" "mov 32(%%rax), %%rsp\n"
-        "mov 40(%%rax), %%rbp\n" "mov 48(%%rax), %%rsi\n" "mov 56(%%rax), %%rdi\n" "mov 64(%%rax), %%r8\n"
-        "mov 72(%%rax), %%r9\n" "mov 80(%%rax), %%r10\n" "mov 88(%%rax), %%r11\n" "mov 96(%%rax), %%r12\n"
-        "mov 104(%%rax), %%r13\n" "mov 112(%%rax), %%r14\n" "mov 120(%%rax), %%r15\n" "mov (%%rax), %%rax\n"
-        "jmp *0x30000ff8\n"
-        :: "i"(offsetof(struct State, fx)), "i"(offsetof(struct State, rflags)));
+        "mov 0xf28(%%rax), %%ds\n" "mov 0xf28(%%rax), %%es\n"
+        "mov 8(%%rax), %%rcx\n" "mov 16(%%rax), %%rdx\n" "mov 24(%%rax), %%rbx\n" "mov 40(%%rax), %%rbp\n"
+        "mov 48(%%rax), %%rsi\n" "mov 56(%%rax), %%rdi\n" "mov 64(%%rax), %%r8\n" "mov 72(%%rax), %%r9\n"
+        "mov 80(%%rax), %%r10\n" "mov 88(%%rax), %%r11\n" "mov 96(%%rax), %%r12\n" "mov 104(%%rax), %%r13\n"
+        "mov 112(%%rax), %%r14\n" "mov 120(%%rax), %%r15\n" "lea 0xf00(%%rax), %%rsp\n" "mov (%%rax), %%rax\n"
+        "iretq\n"
+        :: "i"(offsetof(struct State, fx)));
 }
 
 static void run_case(struct Case *c) {
     memcpy((void *)CODE_AT, c->code, c->code_length);
     memcpy((void *)WINDOW_AT, c->state.window, WINDOW);
     memcpy(entry, &c->state, sizeof *entry);
-    *(uint64_t *)(ENTRY + 0xff8) = CODE_AT;
+    FRAME->rip = c->bits == 16 ? CODE_AT - CODE : CODE_AT;
+    FRAME->cs = c->bits == 64 ? 0x33 : c->bits == 32 ? 0x23 : LDT(0);
+    FRAME->rflags = c->state.rflags;
+    FRAME->rsp = c->state.gpr[4];
+    FRAME->ss = c->bits == 16 ? LDT(1) : 0x2b;
+    FRAME->ds = FRAME->ss;
     running = c;
     if (!sigsetjmp(back, 0))
         enter();
     memset((void *)CODE_AT, 0xCC, c->code_length);
+}
+
+static void make_segment(unsigned entry, unsigned long base, int contents) {
+    struct user_desc segment = {.entry_number = entry, .base_addr = base, .limit = 0xFFFF, .contents = contents, .useable = 1};
+    if (syscall(SYS_modify_ldt, 1, &segment, sizeof segment))
+        _exit(4);
 }
 
 static void *map_at(uint64_t address, size_t size, int protection) {
@@ -147,6 +167,8 @@ int main(int argc, char **argv) {
     memset(map_at(CODE, 0x2000, PROT_READ | PROT_WRITE | PROT_EXEC), 0xCC, 0x2000);
     map_at(DATA, 0x2000, PROT_READ | PROT_WRITE);
     map_at(ENTRY, 0x1000, PROT_READ | PROT_WRITE);
+    make_segment(0, CODE, MODIFY_LDT_CONTENTS_CODE);
+    make_segment(1, DATA, MODIFY_LDT_CONTENTS_DATA);
     sigaltstack(&stack, 0);
     for (unsigned i = 0; i < sizeof caught / sizeof *caught; i++)
         sigaction(caught[i], &action, 0);

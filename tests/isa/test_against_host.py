@@ -10,6 +10,7 @@ from collections import defaultdict
 from dataclasses import replace
 
 import pytest
+from vcpu.isa import integer
 from vcpu.isa.table import Row, all_rows
 
 from .forms import make_case, undefined_flags
@@ -36,16 +37,19 @@ ELSEWHERE = {
 }
 
 
-def rows_by_mnemonic() -> dict[str, list[Row]]:
+def rows_by_mnemonic(modes: str) -> dict[str, list[Row]]:
     rows: dict[str, list[Row]] = defaultdict(list)
     for row in all_rows():
         insn = row.insn
-        if insn.modes != "legacy" and not {insn.mnemonic, insn.handler} & ELSEWHERE:
+        if insn.modes in ("any", modes) and not {insn.mnemonic, insn.handler} & ELSEWHERE:
             rows[insn.mnemonic].append(row)
     return rows
 
 
-ROWS = rows_by_mnemonic()
+ROWS = rows_by_mnemonic("64")
+LEGACY_ROWS = {name: [row for row in rows if row.encoding.w != 2 and not row.encoding.opsize & 4]
+               for name, rows in rows_by_mnemonic("legacy").items()}
+INTEGER = {insn.mnemonic for insn in integer.ROWS}
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +57,9 @@ def virga() -> Virga:
     return Virga()
 
 
-@pytest.mark.parametrize("mnemonic", sorted(set(ROWS) - set(DIFFERENCES)))
-def test_same_result_as_the_host(mnemonic: str, host: Host, virga: Virga, seed: int) -> None:
-    rng = random.Random(f"{seed} {mnemonic}")
-    made = [make_case(row, rng, random_fx(rng, row.insn.unit)) for row in ROWS[mnemonic] for _ in range(CASES)]
+def judge(mnemonic: str, rows: list[Row], bits: int, host: Host, virga: Virga, seed: int) -> None:
+    rng = random.Random(f"{seed} {mnemonic} {bits}")
+    made = [make_case(row, rng, random_fx(rng, row.insn.unit), bits) for row in rows for _ in range(CASES)]
     cases = [case for _, case in made]
     wrong = []
     for (form, case), expected, found in zip(made, host.run(cases), virga.run(cases)):
@@ -70,3 +73,14 @@ def test_same_result_as_the_host(mnemonic: str, host: Host, virga: Virga, seed: 
         if lines:
             wrong.append(describe(case, seed, lines))
     assert not wrong, f"{len(wrong)} of {len(cases)} differ\n" + "\n".join(wrong[:4])
+
+
+@pytest.mark.parametrize("mnemonic", sorted(set(ROWS) - set(DIFFERENCES)))
+def test_same_result_as_the_host(mnemonic: str, host: Host, virga: Virga, seed: int) -> None:
+    judge(mnemonic, ROWS[mnemonic], 64, host, virga, seed)
+
+
+@pytest.mark.parametrize("bits", [32, 16])
+@pytest.mark.parametrize("mnemonic", sorted(set(LEGACY_ROWS) & INTEGER))
+def test_same_result_in_segments(mnemonic: str, bits: int, host: Host, virga: Virga, seed: int) -> None:
+    judge(mnemonic, LEGACY_ROWS[mnemonic], bits, host, virga, seed)

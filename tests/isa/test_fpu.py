@@ -4,7 +4,7 @@ Where Virga differs on purpose or within the architecture's freedom, the rule is
     RCPPS, RSQRTPS     computed by a rule of our own (sse_kernels.h); here only their error is bounded
     DPPS, DPPD         an unmasked exception of the products hides the flags of the sums: not modelled
     #XM with OE or UE  PE says whether the result would be inexact with an unbounded exponent: not modelled
-    MMX store, #PF     the host has passed from x87 to MMX by then; here a faulting instruction changes nothing
+    MMX store, fault   the host has passed from x87 to MMX by then; here a faulting instruction changes nothing
     FLDENV, FNSAVE …   which of several missing bytes #PF names is the host's choice
 """
 
@@ -19,15 +19,16 @@ import pytest
 from vcpu.isa import sse, x87
 from vcpu.isa.table import Row, build_row
 
-from .fpu_forms import Form, case_of, random_float, random_form, random_fx
-from .harness import BREAKPOINT, CODE_AT, PAGE_FAULT, WINDOW, WINDOW_AT, Case, Host, Result, State, asm, describe, differences
+from .fpu_forms import MAPS, Form, case_of, random_float, random_form, random_fx
+from .harness import (BREAKPOINT, CODE_AT, PAGE_FAULT, WINDOW, WINDOW_AT, Case, Host, Result, State, asm, describe, differences,
+                      random_state)
 from .virga import Virga
 
 STATE = ("fxsave", "fxrstor", "xsave", "xrstor", "xsetbv", "xgetbv")     # tests of their own, below
 APPROXIMATE = ("rcpps", "rcpss", "rsqrtps", "rsqrtss")
 STAGED = ("dpps", "dppd")
 MXCSR_PE = 0x20
-MF, XM = 16, 19
+MF, AC, XM = 16, 17, 19
 FORMS_EACH = 8
 FAMILIES = pytest.mark.parametrize("family", [sse.FORMS, x87.FORMS], ids=["sse", "x87"])
 
@@ -50,7 +51,7 @@ def random_pairs(rng: random.Random, family: Iterable, each: int, **fx: float) -
 def tolerated(form: Form, expected: Result, line: str) -> bool:
     if form.row.insn.mnemonic in APPROXIMATE:
         return line.startswith("xmm")
-    if expected.vector == PAGE_FAULT:
+    if expected.vector in (PAGE_FAULT, AC):
         return (form.row.insn.unit == "mmx" and line.startswith(("FSW", "FTW", "st"))
                 or form.name in ("fldenv", "frstor", "fnstenv", "fnsave") and line.startswith("#PF"))
     if line.startswith("MXCSR") and expected.vector == XM:
@@ -105,6 +106,39 @@ def test_memory_operands_out_of_place(host: Host, virga: Virga, seed: int, famil
     for (_, case), result in zip(pairs, results):
         if result.vector == PAGE_FAULT:
             assert result.state.gpr == case.state.gpr
+
+
+@FAMILIES
+def test_alignment_checks(host: Host, virga: Virga, seed: int, family) -> None:
+    """EFLAGS.AC in user mode."""
+    rng = random.Random(seed)
+    pairs = []
+    for form, case in random_pairs(rng, family, 3):
+        if form.memory and form.name not in ("maskmovq", "maskmovdqu"):
+            state = case.state.with_gpr(rdi=WINDOW_AT + 256 + rng.randrange(16))
+            pairs.append((form, replace(case, state=replace(state, rflags=state.rflags | 0x40000), code=form.code(0))))
+    results = compare(host, virga, pairs, seed)
+    assert any(result.vector == AC for result in results)
+
+
+def test_prefixes_in_any_order(host: Host, virga: Virga, seed: int) -> None:
+    """Random prefixes before random opcodes of these families: the same instruction, or the same #UD."""
+    rng = random.Random(seed)
+    opcodes = sorted({(row.map, row.opcodes[0]) for family in (sse.FORMS, x87.FORMS) for row in rows(family)
+                      if row.insn.mnemonic not in (*APPROXIMATE, "emms", "fwait", "ldmxcsr", "stmxcsr")})
+    cases = []
+    for _ in range(3000):
+        map_, opcode = rng.choice(opcodes)
+        prefixes = b"".join(rng.choice((b"\x66", b"\x66", b"\xf2", b"\xf3", b"\x3e", b"\x36", b"\x67")) for _ in range(rng.randrange(4)))
+        rex = bytes([0x40 | rng.randrange(16)]) if rng.random() < 0.4 else b""
+        modrm = rng.choice((0xC0 | rng.getrandbits(6), rng.getrandbits(6) & 0x38 | 7))
+        code = prefixes + rex + MAPS[map_] + bytes([opcode, modrm, 0xCC])      # INT3: an immediate, or the end
+        state = random_state(rng, pointers=("rdi", "r15"), fx=random_fx(rng, unmasked=0.1))
+        state = state.with_gpr(rdi=state.gpr[7] & ~63, r15=state.gpr[15] & ~63)
+        cases.append(Case(code, state, code.hex()))
+    for case, expected, found in zip(cases, host.run(cases), virga.run(cases)):
+        lines = [line for line in differences(case, expected, found) if expected.vector != XM or not line.startswith("MXCSR")]
+        assert not lines, describe(case, seed, lines)
 
 
 # ---------------------------------------------------------------- what needs another kind of comparison

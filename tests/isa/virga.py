@@ -1,18 +1,15 @@
-"""Virga's processor, given the cases of harness.py: 64-bit user mode, the oracle's addresses, every exception an exit."""
+"""Virga's processor, given the cases of harness.py: user mode, the oracle's addresses and segments, every exception an exit."""
 
 import vcpu
 from vcpu import _core
 from vcpu import vmcs as field
 
-from .harness import CODE_AT, DATA, DIED, GPRS, WINDOW, WINDOW_AT, Case, Result, State
+from .harness import CODE, CODE_AT, DATA, DIED, GPRS, WINDOW, WINDOW_AT, Case, Result, State
 
-CODE = CODE_AT & ~0xFFF
 CODE_GPA = 0x10000               # two pages
 DATA_GPA = 0x20000               # two pages
 TABLES = 0x1000
 RAM = 1 << 20
-USER_CODE = 0xA0FB               # rights: present, DPL 3, code, readable, accessed, L, G
-USER_DATA = 0xC0F3
 CPU_SECONDS_NS = 5_000_000_000
 EXIT_EXCEPTION = 0
 EXIT_TRIPLE_FAULT = 2
@@ -48,33 +45,47 @@ class Virga:
         self.space.write(CODE_GPA, b"\xcc" * 0x2000)
         for name, value in (("cr0", 0x80050033), ("cr4", 0x50620), ("cr3", cr3), ("efer", 0xD01), ("xcr0", 3)):
             self.cpu.set(name, value)
-        for segment in ("es", "ds", "fs", "gs", "ss"):
-            self.segment(segment, 0x2B, USER_DATA)
-        self.segment("cs", 0x33, USER_CODE)
+        self.bits = 0
+        for segment in ("fs", "gs"):
+            self.segment(segment, 0x2B, 0xC0F3)
+        self.use(64)
         self.cpu.set("tr.limit", 0)                              # no I/O bitmap: every port is #GP
         self.vmcs[field.EXCEPTION_BITMAP] = 0xFFFFFFFF
 
-    def segment(self, name: str, selector: int, rights: int) -> None:
+    def segment(self, name: str, selector: int, rights: int, base: int = 0, limit: int = 0xFFFFFFFF) -> None:
         self.cpu.set(name, selector)
-        self.cpu.set(f"{name}.limit", 0xFFFFFFFF)
+        self.cpu.set(f"{name}.base", base)
+        self.cpu.set(f"{name}.limit", limit)
         self.cpu.set(f"{name}.rights", rights)
+
+    def use(self, bits: int) -> None:
+        """Segments for code of that width, as the oracle has them."""
+        if bits == self.bits:
+            return
+        self.bits = bits
+        rights = {64: 0xA0FB, 32: 0xC0FB, 16: 0x00FB}[bits]      # present, DPL 3, code, readable, accessed; then L, D, G
+        base, limit = (DATA, 0xFFFF) if bits == 16 else (0, 0xFFFFFFFF)
+        self.segment("cs", 0x33, rights, CODE if bits == 16 else 0, limit)
+        for name in ("ss", "ds", "es"):
+            self.segment(name, 0x2B, 0x00F3 if bits == 16 else 0xC0F3, base, limit)
 
     def run(self, cases: list[Case]) -> list[Result]:
         return [self.run_one(case) for case in cases]
 
     def run_one(self, case: Case) -> Result:
         at = CODE_GPA + (CODE_AT & 0xFFF)
+        self.use(case.bits)
         self.space.write(at, case.code)
         self.space.write(DATA_GPA + WINDOW_AT - DATA, case.state.window)
         for name, value in zip(GPRS, case.state.gpr):
             self.cpu.set(name, value)
         _core.set_fpu_image(self.cpu, case.state.fx)
         self.cpu.set("rflags", case.state.rflags)
-        self.cpu.set("rip", CODE_AT)
+        self.cpu.set("rip", CODE_AT - self.cpu.get("cs.base"))
         exit = self.cpu.run(self.vmcs, deadline_ns=self.clock.now_ns() + CPU_SECONDS_NS)
         state = State(tuple(self.cpu.get(name) for name in GPRS), self.cpu.get("rflags"), _core.fpu_image(self.cpu),
                       self.space.read(DATA_GPA + WINDOW_AT - DATA, WINDOW))
-        rip = self.cpu.get("rip")
+        rip = self.cpu.get("rip") + self.cpu.get("cs.base")
         self.space.write(at, b"\xcc" * len(case.code))
         if exit.reason != EXIT_EXCEPTION:
             return Result(DIED + exit.reason, rip, state)

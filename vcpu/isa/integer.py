@@ -99,7 +99,8 @@ def moves() -> list[Insn]:
         Insn("mov", "A2", "moffs8, a8", **mov), Insn("mov", "A3", "moffs, a", **mov),
         Insn("mov", "B0 +r ib", "o8, imm8", **mov), Insn("mov", "B8 +r iv", "o, immv", **mov),
         Insn("mov", "C6 /0 ib", "rm8, imm8", **mov), Insn("mov", "C7 /0 iz", "rm, imm", **mov),
-        Insn("movnti", "NP 0F C3 /r:m", "rm, r", cpuid="SSE2", sdm="2B MOVNTI"),
+        Insn("movnti", "NP REX.W0 + 0F C3 /r:m", "rm32, r32", cpuid="SSE2", sdm="2B MOVNTI"),
+        Insn("movnti", "NP REX.W + 0F C3 /r:m", "rm64, r64", cpuid="SSE2", sdm="2B MOVNTI"),
         Insn("movzx", "0F B6 /r", "r, rm8", sdm="2B MOVZX"), Insn("movzx", "0F B7 /r", "r, rm16", sdm="2B MOVZX"),
         Insn("movsx", "0F BE /r", "r, rm8", sdm="2B MOVSX"), Insn("movsx", "0F BF /r", "r, rm16", sdm="2B MOVSX"),
         Insn("movsxd", "63 /r", "r, rm32", modes="64", sdm="2B MOVSXD"),
@@ -183,7 +184,8 @@ def stack() -> list[Insn]:
                  Insn(name, encoding, operands, handler=legacy, modes="legacy", sdm=f"2A-2B {name.upper()}")]
     return [*rows, Insn("pusha", "60", handler="pusha", modes="legacy", sdm="2B PUSHA"),
             Insn("popa", "61", handler="popa", modes="legacy", sdm="2B POPA"),
-            Insn("bound", "62 /r:m", "r, m0", handler="bound", modes="legacy", sdm="2A BOUND")]
+            *(Insn("bound", f"o{bits} 62 /r:m", f"r, m{2 * bits}", handler="bound", modes="legacy", reads="memory", sdm="2A BOUND")
+              for bits in (16, 32))]
 
 
 def others() -> list[Insn]:

@@ -311,6 +311,9 @@ def specificity(row: Row) -> tuple[int, ...]:
             e.w == 0, e.opsize == 0, e.adsize == 0, e.reg is None)
 
 
+# their first operand is only read: it may lie in a segment that cannot be written
+READ_ONLY = ("cmp", "test", "bt", "mul", "imul", "div", "idiv", "push", "call", "jmp", "nop", "clflush")
+
 # one packed row, 48 bytes: see RowRecord in vcpu/core/decode.pxd
 RECORD = struct.Struct("<12B2H8H8s2I")
 
@@ -322,7 +325,7 @@ def pack_row(row: Row, number: int, ids: dict[str, int]) -> bytes:
                      ("cpl0", insn.cpl == 0), ("modrm", e.modrm), ("no_ea", o.no_ea)):
         flags |= ROW_FLAGS[name] if on else 0
     first = insn.operands.split(",")[0].strip()
-    reads_only = insn.mnemonic in ("cmp", "test", "bt") or insn.reads == "memory"
+    reads_only = insn.mnemonic in READ_ONLY or insn.reads == "memory"
     if not reads_only and re.match(r"(rm|m|moffs|r\d+/m|xmm2/m|mm2/m)", first):
         flags |= ROW_FLAGS["write"]
     memory = 0xFFFF if o.mem_bits is None else o.mem_bits // 8

@@ -40,7 +40,7 @@ cdef void op_ret(CpuState* cpu, Op* op) noexcept nogil:
         fault(cpu, op, VECTOR_GP, 0)
         return
     cpu.regs[4] = gva + 8
-    branch_to(cpu, op, target)
+    branch_indirect(cpu, op, target)
 
 
 cdef void slow_ret(CpuState* cpu, Op* op) noexcept nogil:
@@ -53,7 +53,7 @@ cdef void slow_ret(CpuState* cpu, Op* op) noexcept nogil:
         fault(cpu, op, VECTOR_GP, 0)
         return
     cpu.regs[4] += 8
-    branch_to(cpu, op, target)
+    branch_indirect(cpu, op, target)
 
 
 cdef void op_ret_imm(CpuState* cpu, Op* op) noexcept nogil:
@@ -66,7 +66,7 @@ cdef void op_ret_imm(CpuState* cpu, Op* op) noexcept nogil:
         fault(cpu, op, VECTOR_GP, 0)
         return
     cpu.regs[4] += 8 + op.imm
-    branch_to(cpu, op, target)
+    branch_indirect(cpu, op, target)
 
 
 cdef inline bint loop_taken(CpuState* cpu, Op* op) noexcept nogil:
@@ -355,6 +355,8 @@ cdef void op_enter_legacy(CpuState* cpu, Op* op) noexcept nogil:
     cdef uint32_t level = <uint32_t>(op.imm >> 16) & 31, size = op.opsize, i
     cdef uint64_t frame = cpu.regs[4] - size
     cdef uint64_t sp = frame
+    # with a 16-bit stack and 32-bit operands EBP gets all of ESP, whose upper half SP's arithmetic leaves alone
+    cdef uint64_t whole = (cpu.regs[4] & ~stack_mask(cpu)) | (frame & stack_mask(cpu))
     cpu.regs[21] = cpu.regs[5]
     if not legacy_word(cpu, op, frame, size, True):
         return
@@ -364,7 +366,7 @@ cdef void op_enter_legacy(CpuState* cpu, Op* op) noexcept nogil:
             return
     if level:
         sp -= size
-        cpu.regs[21] = frame & stack_mask(cpu)
+        cpu.regs[21] = whole
         if not legacy_word(cpu, op, sp, size, True):
             return
     sp -= op.imm & 0xFFFF
@@ -374,7 +376,7 @@ cdef void op_enter_legacy(CpuState* cpu, Op* op) noexcept nogil:
     if not mem_check(cpu, op, cpu.regs[20], size, True):
         return
     set_masked(&cpu.regs[4], sp, stack_mask(cpu))
-    set_sized(cpu, 40, frame & stack_mask(cpu), size)
+    set_sized(cpu, 40, whole, size)
     op[1].fn(cpu, op + 1)
 
 
