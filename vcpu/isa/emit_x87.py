@@ -12,9 +12,9 @@ from vcpu.isa.x87 import FORMS, STORES
 HEAD = '''# Generated from vcpu/isa/x87.py by vcpu/isa/emit_x87.py: do not edit.
 """x87: the handlers. Owner: FPU."""
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
-from vcpu.core.state cimport CpuState, Op, St80, handler_t, SEG_CS, SEG_FS, VECTOR_MF, NO_ERROR_CODE
-from vcpu.core.arch cimport CR0_NE, CR0_PE
-from vcpu.core.engine cimport ea, op_rip, RF_VM
+from vcpu.core.state cimport CpuState, Op, St80, handler_t, SEG_CS, SEG_FS, VECTOR_AC, VECTOR_MF, NO_ERROR_CODE
+from vcpu.core.arch cimport CR0_AM, CR0_NE, CR0_PE
+from vcpu.core.engine cimport ea, op_rip, RF_AC, RF_VM
 from vcpu.core.mem cimport mem_check, mem_read, mem_write, mem_write_buf
 from vcpu._core cimport fault
 

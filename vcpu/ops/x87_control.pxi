@@ -57,10 +57,14 @@ cdef inline uint32_t environment_size(Op* op) noexcept nogil:
     return 14 if op.opsize == 2 else 28
 
 
+cdef inline uint32_t environment_alignment(Op* op) noexcept nogil:
+    return 2 if op.opsize == 2 else 4
+
+
 cdef bint write_area(CpuState* cpu, Op* op, uint64_t gva, uint32_t size) noexcept nogil:
     cdef uint32_t first = 0
     cdef uint32_t n
-    if not mem_check(cpu, op, gva, size, True):
+    if not aligned_to(cpu, op, gva, environment_alignment(op)) or not mem_check(cpu, op, gva, size, True):
         return False
     while first < size:
         n = min(size - first, 64)
@@ -74,6 +78,8 @@ cdef bint read_area(CpuState* cpu, Op* op, uint64_t gva, uint32_t size) noexcept
     cdef uint32_t first = 0
     cdef uint32_t n
     cdef uint8_t* p
+    if not aligned_to(cpu, op, gva, environment_alignment(op)):
+        return False
     while first < size:
         n = min(size - first, 64)
         p = mem_read(cpu, op, gva + first, n)

@@ -131,6 +131,8 @@ cdef void op_fld_m80(CpuState* cpu, Op* op) noexcept nogil:
     cdef uint64_t gva = ea(cpu, op)
     cdef uint8_t* p
     if can_push(cpu):
+        if not aligned_to(cpu, op, gva, 8):
+            return
         p = mem_read(cpu, op, gva, 10)
         if p == NULL:
             return
@@ -188,7 +190,7 @@ cdef inline bint store(CpuState* cpu, Op* op, store_t kernel, uint32_t opcode, u
 cdef void op_fstp_m80(CpuState* cpu, Op* op) noexcept nogil:
     cdef uint64_t gva = ea(cpu, op)
     if st_full(cpu, 0) and not cpu.fsw & FSW_ES:
-        if not mem_write_buf(cpu, op, gva, st(cpu, 0), 10):
+        if not aligned_to(cpu, op, gva, 8) or not mem_write_buf(cpu, op, gva, st(cpu, 0), 10):
             return
         cpu.fsw &= <uint16_t>~FSW_C1
         x87_pop(cpu)

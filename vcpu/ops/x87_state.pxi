@@ -60,6 +60,14 @@ cdef inline bint x87_begin(CpuState* cpu, Op* op) noexcept nogil:
     return True
 
 
+cdef inline bint aligned_to(CpuState* cpu, Op* op, uint64_t gva, uint32_t alignment) noexcept nogil:
+    """Alignment checks of operands whose size is no power of two (SDM 3A table 6-7). False: #AC was delivered."""
+    if cpu.cpl != 3 or not gva & (alignment - 1) or not cpu.rflags_sys & RF_AC or not cpu.cr0 & CR0_AM:
+        return True
+    fault(cpu, op, VECTOR_AC, 0)
+    return False
+
+
 cdef inline void x87_note(CpuState* cpu, Op* op, uint32_t opcode) noexcept nogil:
     """The instruction pointers of SDM 1 8.1.8."""
     cpu.fip = op_rip(cpu, op)
@@ -162,7 +170,7 @@ cdef bint run_memory(CpuState* cpu, Op* op, uint32_t opcode, uint32_t size, bint
     cdef uint64_t gva = ea(cpu, op)
     cdef uint32_t kept
     cdef uint8_t* p
-    if not x87_begin(cpu, op):
+    if not x87_begin(cpu, op) or (size == 10 and not aligned_to(cpu, op, gva, 8)):
         return False
     if not store:
         p = mem_read(cpu, op, gva, size)
