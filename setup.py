@@ -36,7 +36,9 @@ EXTENSIONS = {
 CFLAGS = ["-O2", "-g0", "-fno-stack-protector", "-fcf-protection=none", "-fno-strict-aliasing",
           "-foptimize-sibling-calls",
           # the rare half of a handler must not be inlined back into the hot one
-          "-fno-inline-functions-called-once", "-fvisibility=hidden", "-w"]
+          "-fno-inline-functions-called-once", "-fno-inline-small-functions",
+          # each handler keeps a jump of its own: the host predicts them apart
+          "-fno-crossjumping", "-fno-tree-tail-merge", "-fno-partial-inlining", "-fno-ipa-icf", "-fvisibility=hidden", "-w"]
 DIRECTIVES = {
     "language_level": "3str", "boundscheck": False, "wraparound": False, "cdivision": True,
     "initializedcheck": False, "nonecheck": False, "overflowcheck": False, "binding": False,

@@ -39,6 +39,8 @@ cdef void mode_update(CpuState* cpu) noexcept nogil
 # --- CORE, core/engine.pxi
 # cpu.rip is set and counted: on to the block there. The last act of a handler (a tail call)
 cdef void next_block(CpuState* cpu) noexcept nogil
+# the slow half of branch_indirect (engine.pxd): SLOT_RIP is set and counted; notes the target in op's links
+cdef void next_block_from(CpuState* cpu, Op* op) noexcept nogil
 
 cdef bint load_segment(CpuState* cpu, uint32_t which, uint16_t selector) noexcept nogil
 cdef bint load_ldtr(CpuState* cpu, uint16_t selector, uint32_t vector) noexcept nogil

@@ -14,7 +14,8 @@ Inside a block nothing is counted: retired instructions are budget_start - budge
 """
 from vcpu.core.state cimport (CpuState, Op, handler_t, Space, gpa_t, uint8_t, uint16_t, uint32_t, uint64_t, int8_t,
                               int16_t, int32_t, int64_t, SLOT_RIP)
-from vcpu._core cimport next_block
+from vcpu.core.tlb cimport probe_exec
+from vcpu._core cimport next_block, next_block_from
 
 cdef enum:
     BLOCK_INSNS = 64             # at most, in one block: the loop looks when the budget is below
@@ -63,7 +64,8 @@ cdef struct Link:                # laid over an Op: where a block goes
     handler_t fn                 # op_link*: runs while target is the link itself
     uint64_t target              # first op of the next block, or the link itself
     int64_t delta                # from this block's first rip to the next one's
-    uint64_t far_op              # other page: first op there, while its first byte is at this host address
+    # other page, or an indirect branch's former target: first op there, while its first byte is at this host address
+    uint64_t far_op
     const uint8_t* far_host
 
 cdef struct Block:
@@ -164,6 +166,26 @@ cdef inline void branch_to(CpuState* cpu, Op* op, uint64_t rip) noexcept nogil:
     cpu.rip = rip
     cpu.budget -= op.index + 1
     next_block(cpu)
+
+
+cdef inline void branch_indirect(CpuState* cpu, Op* op, uint64_t rip) noexcept nogil:
+    """As branch_to, for the last op of a block of 64-bit code: its two links remember where it went before."""
+    cdef Link* link = <Link*>(op + 1)
+    cdef uint8_t* host
+    cpu.budget -= op.index + 1
+    if cpu.budget < BLOCK_INSNS or cpu.attention != 0:
+        cpu.rip = rip
+        return
+    host = probe_exec(cpu, rip)
+    cpu.regs[17] = rip
+    if host == link.far_host and host != NULL:
+        (<Op*>link.far_op).fn(cpu, <Op*>link.far_op)
+        return
+    link += 1
+    if host == link.far_host and host != NULL:
+        (<Op*>link.far_op).fn(cpu, <Op*>link.far_op)
+        return
+    next_block_from(cpu, op)
 
 
 cdef inline void chain(CpuState* cpu, Link* link, uint32_t retired) noexcept nogil:

@@ -115,6 +115,21 @@ cdef void next_block(CpuState* cpu) noexcept nogil:
     block.ops[0].fn(cpu, block.ops)
 
 
+cdef void next_block_from(CpuState* cpu, Op* op) noexcept nogil:
+    """An indirect branch of 64-bit code went where it did not go lately."""
+    cdef Link* link = <Link*>(op + 1)
+    cdef Block* block
+    cpu.rip = cpu.regs[17]
+    block = next_lookup(cpu)
+    if block == NULL:
+        return
+    link[1].far_op = link.far_op
+    link[1].far_host = link.far_host
+    link.far_op = <uint64_t>block.ops
+    link.far_host = block.host
+    block.ops[0].fn(cpu, block.ops)
+
+
 # ------------------------------------------------------------------ the loop
 
 cdef Block* loop_block(CpuState* cpu, uint32_t key) noexcept nogil:

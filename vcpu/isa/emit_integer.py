@@ -379,7 +379,7 @@ def jump_indirect(form: Form) -> list[str]:
                   "cpu.regs[4] -= 8"]
     else:
         lines += refuse
-    return [*lines, "branch_to(cpu, op, target)"]
+    return [*lines, "branch_indirect(cpu, op, target)"]
 
 
 TEMPLATES: dict[str, Callable[[Form], list[str]]] = {
