@@ -42,8 +42,8 @@ trap shut_down USR2 TERM
 
 echo "virga: user space is up"
 [ -z "$leave" ] || shut_down
+# Not with &: a shell started so ignores Ctrl-C, and so does all that it starts.
 while :; do
-    setsid cttyhack sh -l </dev/console >/dev/console 2>&1 &
-    shell=$!
-    while kill -0 $shell 2>/dev/null; do wait $shell; done
+    start-stop-daemon -S -b -m -p /run/shell.pid -x /bin/setsid -- cttyhack sh -l
+    while kill -0 "$(cat /run/shell.pid)" 2>/dev/null; do sleep 1 & wait $!; done
 done
