@@ -53,13 +53,13 @@ tools:
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv
 	@$(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 		print("\n".join(p["dependencies"] + p["optional-dependencies"]["dev"]))' > .venv/requirements.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement .venv/requirements.txt || \
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --requirement .venv/requirements.txt || \
 		{ echo "virga: the Python packages could not be installed: is the network or the package index reachable?" >&2; exit 1; }
 	@touch $@
 
 # The editable install is a plain .pth file (compat): an import hook would cost every start of `virga` 30 ms.
 $(BIN)/virga: .venv/dependencies.stamp pyproject.toml
-	@VIRGA_EXT= $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps \
+	@VIRGA_EXT= $(BIN)/python -m pip install -qq --disable-pip-version-check --no-build-isolation --no-deps \
 		--config-settings editable_mode=compat --editable .
 	@touch $@
 

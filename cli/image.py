@@ -58,9 +58,9 @@ def _build(what: str, refresh: bool) -> Path:
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True,
                           stderr=None if Progress().shown else subprocess.PIPE)
     if done.returncode:
-        lines = [line for line in (done.stderr or "").splitlines() if line.startswith(("virga:", "  "))][-2:]
-        message = " ".join(line.strip().removeprefix("virga: ") for line in lines) or f"{what} could not be built"
-        raise CliError("failure.image_build", message, FAILURE)
+        told = [line for line in (done.stderr or "").splitlines() if line.startswith("virga:")][-1:]
+        raise CliError("failure.image_build", told[0].removeprefix("virga: ") if told else f"{what} could not be built", FAILURE,
+                       "any other kernel: virga image import NAME --kernel FILE [--initrd FILE] [--append TEXT]")
     return Path(done.stdout.strip().splitlines()[-1])
 
 

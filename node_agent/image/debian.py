@@ -65,8 +65,7 @@ class Apt:
                      "-oAcquire::https::Timeout=20"]
         arguments += [f"-o{key}={self._root / where}" for key, where in options.items()]
         done = subprocess.run([command[0], *arguments, *command[1:]], cwd=self._root / "debs", text=True,
-                              env={**os.environ, "LC_ALL": "C"}, stdin=subprocess.DEVNULL,
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                              env={**os.environ, "LC_ALL": "C"}, stdin=subprocess.DEVNULL, capture_output=True)
         if check and done.returncode:
             lines = [line for line in done.stderr.splitlines() if line.startswith(("E:", "W:"))]
             raise ImageError(f"{' '.join(command[:2])} failed: {'; '.join(lines[:2]) or done.stderr.strip()[:200]}")
@@ -96,7 +95,7 @@ class Apt:
 
 def read_deb(deb: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
     """Files of a package by their path without the leading slash."""
-    done = subprocess.run(["dpkg-deb", "--fsys-tarfile", str(deb)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    done = subprocess.run(["dpkg-deb", "--fsys-tarfile", str(deb)], capture_output=True)
     if done.returncode:
         raise ImageError(f"{deb.name} is damaged: {done.stderr.decode(errors='replace').strip()}")
     files = {}
