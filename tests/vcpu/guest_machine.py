@@ -90,7 +90,7 @@ class Guest:
         self.vmcs[vcpu.GUEST_IDTR_BASE] = IDT
 
     def set_up(self) -> None:
-        raise NotImplementedError
+        """Tables and registers of the mode."""
 
     def load(self, text: str, at: int = CODE, bits: int | None = None) -> None:
         self.space.write(at, asm(text, bits or self.bits, at))

@@ -228,7 +228,7 @@ cdef class Vmcs:
             raise ValueError(f"this bitmap has {size} bytes")
         return bytearray(value)
 
-    cdef void point_bitmaps(self):
+    cdef void point_bitmaps(self) noexcept:
         if self.c != NULL:
             self.c.io_bitmap = NULL if self.io_bytes is None else <uint8_t*><char*>self.io_bytes
             self.c.msr_bitmap = NULL if self.msr_bytes is None else <uint8_t*><char*>self.msr_bytes
