@@ -130,6 +130,8 @@ cdef bint apic_take_nmi(CpuState* cpu) noexcept nogil
 cdef void apic_take_init(CpuState* cpu) noexcept nogil
 # activity is not active: sleep (real) until something is to do. 0: look again; else the exit reason to leave with
 cdef uint32_t cpu_wait(CpuState* cpu) noexcept nogil
+# the guest executed PAUSE: now and then, let the vCPU that it waits for have the host's processor
+cdef void cpu_spins(CpuState* cpu) noexcept nogil
 # IA32_APIC_BASE, TSC, TSC_ADJUST, TSC_DEADLINE, x2APIC's and KVM's MSRs. False: #GP(0)
 cdef bint apic_owns_msr(uint32_t msr) noexcept nogil
 cdef bint apic_rdmsr(CpuState* cpu, uint32_t msr, uint64_t* value) noexcept nogil

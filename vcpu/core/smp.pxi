@@ -7,7 +7,11 @@ Threads: the vCPU's own; it is woken through attend().
 """
 from libc.stdint cimport int8_t
 
+cdef extern from "sched.h" nogil:
+    int sched_yield()
+
 cdef enum:
+    PAUSES_TO_YIELD = 256
     WAIT_SPINS_NS = 15000                # a futex wake takes 21-25 us: look a while before sleeping
     WAIT_SPINS = 64                      # attention looks between two of the clock's
     CPU_SIGNATURE = 0x000306A9           # what EDX holds after RESET: as CPUID.1:EAX
@@ -131,6 +135,15 @@ cdef void apic_take_init(CpuState* cpu) noexcept nogil:
 
 
 # ------------------------------------------------------------------ waiting
+
+cdef void cpu_spins(CpuState* cpu) noexcept nogil:
+    """Whoever holds the lock may be a vCPU that the host does not run: PAUSE after PAUSE gives it the turn."""
+    cpu.pauses += 1
+    if cpu.pauses % PAUSES_TO_YIELD == 0 and cpu.space.cpu_count > 1 and not cpu.clock.is_virtual:
+        guest_leave(cpu)
+        sched_yield()
+        guest_enter(cpu)
+
 
 cdef inline bint can_wake(CpuState* cpu) noexcept nogil:
     """HLT: is there an interrupt to deliver?"""

@@ -26,7 +26,7 @@ cdef enum:
     COUNT_IO_INSTRUCTION = 30        # basic exit reasons (SDM 3D appendix C)
     COUNT_APIC_ACCESS = 44
     COUNT_EPT_VIOLATION = 48
-    STOP_SPINS = 2000
+    STOP_SPINS = 100                 # a PAUSE of the host takes up to 140 cycles
 
 
 # ------------------------------------------------------------------ safepoints

@@ -359,3 +359,4 @@ cdef struct CpuState:
     uint32_t code_queue_lock
     uint32_t code_queue_count
     uint64_t code_queue[32]      # gfns
+    uint32_t pauses              # PAUSE instructions, to yield now and then
