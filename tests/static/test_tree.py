@@ -53,3 +53,9 @@ def test_every_target_of_the_makefile_explains_itself(root):
     shown = subprocess.run(["make", "help"], cwd=root, capture_output=True, text=True, check=True).stdout
     hidden = {"tools"}                                    # part of build, not for people
     assert {line.split()[1] for line in shown.splitlines() if line.split()[:1] == ["make"]} == set(phony) - hidden
+
+
+def test_test_files_have_names_of_their_own(tree):
+    """Tests outside packages are imported by their bare name; two of one name cannot be collected together."""
+    names = [path.name for path in tree if path.parts[0] == "tests" and path.name.startswith("test_")]
+    assert sorted(set(names)) == sorted(names), [name for name in set(names) if names.count(name) > 1]
