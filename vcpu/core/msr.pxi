@@ -193,9 +193,16 @@ cdef bint write_msr(CpuState* cpu, uint32_t msr, uint64_t value) noexcept nogil:
     return True
 
 
+cdef extern from "sys/random.h" nogil:
+    ssize_t getrandom(void* buffer, size_t size, unsigned int flags)
+
+
 cdef uint64_t random64(CpuState* cpu) noexcept nogil:
-    """splitmix64 over a seeded counter: under the virtual clock the same guest reads the same numbers."""
-    cdef uint64_t z
+    """Real time: the host's generator. Virtual: splitmix64 over a seeded counter, so that the same guest reads the
+    same numbers."""
+    cdef uint64_t z = 0
+    if not cpu.clock.is_virtual and getrandom(&z, 8, 0) == 8:
+        return z
     cpu.rng += 0x9E3779B97F4A7C15ULL
     z = cpu.rng
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ULL

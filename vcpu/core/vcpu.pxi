@@ -31,6 +31,7 @@ cdef class Vcpu:
         self.c.index = index
         self.c.exit_reason = NO_EXIT
         self.c.clock = &clock.c
+        self.c.rng = (clock.c.seed + index) * <uint64_t>0xD1342543DE82EF95ULL
         self.space = space
         self.clock = clock
         self.c.tlb_base = <TlbEntry*>map_memory(TLB_SETS * TLB_SIZE * sizeof(TlbEntry))
