@@ -3,21 +3,21 @@
 # Taken when nothing waits, every exception is masked where one may occur, no register over- or underflows, and the operation signals
 # nothing that FSW does not say already. Everything else: the thunk, from the unchanged state.
 
-ctypedef int (*arithmetic_t)(uint16_t* w, uint8_t* d, const uint8_t* a, const uint8_t* b, uint8_t* t) noexcept nogil
-ctypedef int (*unary_t)(uint16_t* w, uint8_t* d, uint8_t* t) noexcept nogil
+ctypedef int (*arithmetic_t)(uint16_t* w, uint8_t* d, const uint8_t* a, const uint8_t* b) noexcept nogil
+ctypedef int (*unary_t)(uint16_t* w, uint8_t* d) noexcept nogil
 ctypedef int (*store_t)(uint16_t* w, const uint8_t* a, uint8_t* t) noexcept nogil
 ctypedef int (*compare_t)(uint16_t* w, const uint8_t* a, const uint8_t* b) noexcept nogil
 ctypedef int (*compare_flags_t)(uint16_t* w, const uint8_t* a, const uint8_t* b, uint32_t* aflags) noexcept nogil
 
 cdef extern from *:
-    int q_fadd(uint16_t* w, uint8_t* d, const uint8_t* a, const uint8_t* b, uint8_t* t) noexcept nogil
-    int q_fmul(uint16_t* w, uint8_t* d, const uint8_t* a, const uint8_t* b, uint8_t* t) noexcept nogil
-    int q_fsub(uint16_t* w, uint8_t* d, const uint8_t* a, const uint8_t* b, uint8_t* t) noexcept nogil
-    int q_fsubr(uint16_t* w, uint8_t* d, const uint8_t* a, const uint8_t* b, uint8_t* t) noexcept nogil
-    int q_fdiv(uint16_t* w, uint8_t* d, const uint8_t* a, const uint8_t* b, uint8_t* t) noexcept nogil
-    int q_fdivr(uint16_t* w, uint8_t* d, const uint8_t* a, const uint8_t* b, uint8_t* t) noexcept nogil
-    int q_fsqrt(uint16_t* w, uint8_t* d, uint8_t* t) noexcept nogil
-    int q_frndint(uint16_t* w, uint8_t* d, uint8_t* t) noexcept nogil
+    int q_fadd(uint16_t* w, uint8_t* d, const uint8_t* a, const uint8_t* b) noexcept nogil
+    int q_fmul(uint16_t* w, uint8_t* d, const uint8_t* a, const uint8_t* b) noexcept nogil
+    int q_fsub(uint16_t* w, uint8_t* d, const uint8_t* a, const uint8_t* b) noexcept nogil
+    int q_fsubr(uint16_t* w, uint8_t* d, const uint8_t* a, const uint8_t* b) noexcept nogil
+    int q_fdiv(uint16_t* w, uint8_t* d, const uint8_t* a, const uint8_t* b) noexcept nogil
+    int q_fdivr(uint16_t* w, uint8_t* d, const uint8_t* a, const uint8_t* b) noexcept nogil
+    int q_fsqrt(uint16_t* w, uint8_t* d) noexcept nogil
+    int q_frndint(uint16_t* w, uint8_t* d) noexcept nogil
     int q_fst_m32(uint16_t* w, const uint8_t* a, uint8_t* t) noexcept nogil
     int q_fst_m64(uint16_t* w, const uint8_t* a, uint8_t* t) noexcept nogil
     int q_fist_m16(uint16_t* w, const uint8_t* a, uint8_t* t) noexcept nogil
@@ -38,6 +38,12 @@ cdef inline bint x87_plain(CpuState* cpu) noexcept nogil:
 
 cdef inline uint8_t* st_bytes(CpuState* cpu, uint32_t i) noexcept nogil:
     return <uint8_t*>st(cpu, i)
+
+
+cdef inline void copy_st(St80* to, const St80* source) noexcept nogil:
+    """Not as one struct: 16 bytes loaded behind stores of 8 and 2 must wait for them."""
+    to.mantissa = source.mantissa
+    to.sign_exponent = source.sign_exponent
 
 
 cdef inline void x87_pop(CpuState* cpu) noexcept nogil:
@@ -80,7 +86,7 @@ cdef inline bint arithmetic_sti(CpuState* cpu, Op* op, arithmetic_t kernel, uint
     cdef uint32_t i = op.modrm & 7
     cdef uint8_t* d = st_bytes(cpu, i if to_sti else 0)
     if x87_plain(cpu) and st_full(cpu, 0) and st_full(cpu, i):
-        if kernel(&cpu.fcw, d, d, st_bytes(cpu, 0 if to_sti else i), operand_of(cpu)):
+        if kernel(&cpu.fcw, d, d, st_bytes(cpu, 0 if to_sti else i)):
             x87_note(cpu, op, opcode)
             if pop:
                 x87_pop(cpu)
@@ -98,14 +104,14 @@ cdef inline bint arithmetic_memory(CpuState* cpu, Op* op, arithmetic_t kernel, u
         if p == NULL:
             return False
         if widen(cpu, p, size, integer) and kernel(&cpu.fcw, st_bytes(cpu, 0), st_bytes(cpu, 0),
-                                                   <uint8_t*>wide_of(cpu), operand_of(cpu)):
+                                                   <uint8_t*>wide_of(cpu)):
             x87_note_memory(cpu, op, opcode, gva)
             return True
     return run_memory(cpu, op, opcode, size, False)
 
 
 cdef inline bint unary(CpuState* cpu, Op* op, unary_t kernel) noexcept nogil:
-    if x87_plain(cpu) and st_full(cpu, 0) and kernel(&cpu.fcw, st_bytes(cpu, 0), operand_of(cpu)):
+    if x87_plain(cpu) and st_full(cpu, 0) and kernel(&cpu.fcw, st_bytes(cpu, 0)):
         x87_note(cpu, op, 1)
         return True
     return run_register(cpu, op, 1)
@@ -204,7 +210,7 @@ cdef inline bint copy_to(CpuState* cpu, Op* op, bint pop) noexcept nogil:
     cdef uint32_t i = op.modrm & 7
     if not st_full(cpu, 0) or cpu.fsw & FSW_ES:
         return run_register(cpu, op, 5)
-    st(cpu, i)[0] = st(cpu, 0)[0]
+    copy_st(st(cpu, i), st(cpu, 0))
     cpu.ftw |= <uint16_t>(1 << (x87_top(cpu) + i & 7))
     cpu.fsw &= <uint16_t>~FSW_C1
     if pop:
@@ -233,7 +239,7 @@ cdef inline bint exchange(CpuState* cpu, Op* op) noexcept nogil:
     cdef uint16_t sign_exponent = st(cpu, 0).sign_exponent
     if not st_full(cpu, 0) or not st_full(cpu, i) or cpu.fsw & FSW_ES:
         return run_register(cpu, op, 1)
-    st(cpu, 0)[0] = st(cpu, i)[0]
+    copy_st(st(cpu, 0), st(cpu, i))
     st(cpu, i).mantissa = mantissa
     st(cpu, i).sign_exponent = sign_exponent
     cpu.fsw &= <uint16_t>~FSW_C1

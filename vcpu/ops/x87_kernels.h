@@ -54,26 +54,31 @@ static void x87_run_memory(uint32_t opcode, uint32_t modrm, x87_image *image, vo
 static const uint16_t x87_fcw_host = X87_FCW_HOST;
 
 #define REG80(p) "m"(*(const uint8_t (*)[10])(p))
-/* output: sw in AX, and `out`; the guest's FCW is loaded only where it differs */
-#define X87_BLOCK(w, sw, body, out, in...) do { \
+/* outputs: sw in AX, and, in parentheses, others; the guest's FCW is loaded only where it differs */
+#define X87_LIST(...) __VA_ARGS__
+#define X87_BLOCK(w, sw, body, outs, in...) do { \
         if (__builtin_expect((w)[0] == X87_FCW_HOST, 1)) \
-            __asm__ volatile(body : [sw] "=&a"(sw), out : in); \
+            __asm__ volatile(body : [sw] "=&a"(sw) X87_LIST outs : in); \
         else \
             __asm__ volatile("fldcw %[cw]; " body "; fldcw %[host]" \
-                             : [sw] "=&a"(sw), out : [cw] "m"((w)[0]), [host] "m"(x87_fcw_host), in); } while (0)
+                             : [sw] "=&a"(sw) X87_LIST outs : [cw] "m"((w)[0]), [host] "m"(x87_fcw_host), in); } while (0)
 #define X87_CHECK(sw, w) \
     if (__builtin_expect((sw) & X87_FLAGS & ~(w)[1], 0)) return 0; \
     (w)[1] = ((w)[1] & ~X87_C1) | ((sw) & X87_C1);
 
+/* The result stands in the host's ST(0) until the check is done: into d, or away. Nothing between uses x87. */
+#define X87_KEEP(sw, w, d) \
+    if (__builtin_expect((sw) & X87_FLAGS & ~(w)[1], 0)) { __asm__ volatile("fstp %st(0)"); return 0; } \
+    __asm__ volatile("fstpt %0" : "=m"(*(uint8_t (*)[10])(d))); \
+    (w)[1] = ((w)[1] & ~X87_C1) | ((sw) & X87_C1); \
+    return 1;
+
 /* op a, b: the bytes of the popping form that leaves ST(1) op ST(0), with a in ST(1) */
 #define X87_ARITHMETIC(name, bytes) \
-    static inline int q_##name(uint16_t *w, uint8_t *d, const uint8_t *a, const uint8_t *b, uint8_t *t) { \
+    static inline int q_##name(uint16_t *w, uint8_t *d, const uint8_t *a, const uint8_t *b) { \
         uint16_t sw; \
-        X87_BLOCK(w, sw, "fldt %[a]; fldt %[b]; .byte " bytes "; fnstsw %[sw]; fstpt %[t]", \
-                  [t] "=m"(*(uint8_t (*)[10])t), [a] REG80(a), [b] REG80(b)); \
-        X87_CHECK(sw, w) \
-        memcpy(d, t, 10); \
-        return 1; }
+        X87_BLOCK(w, sw, "fldt %[a]; fldt %[b]; .byte " bytes "; fnstsw %[sw]", (), [a] REG80(a), [b] REG80(b)); \
+        X87_KEEP(sw, w, d) }
 X87_ARITHMETIC(fadd, "0xDE, 0xC1")
 X87_ARITHMETIC(fmul, "0xDE, 0xC9")
 X87_ARITHMETIC(fsub, "0xDE, 0xE9")
@@ -82,12 +87,10 @@ X87_ARITHMETIC(fdiv, "0xDE, 0xF9")
 X87_ARITHMETIC(fdivr, "0xDE, 0xF1")
 
 #define X87_UNARY(name) \
-    static inline int q_##name(uint16_t *w, uint8_t *d, uint8_t *t) { \
+    static inline int q_##name(uint16_t *w, uint8_t *d) { \
         uint16_t sw; \
-        X87_BLOCK(w, sw, "fldt %[a]; " #name "; fnstsw %[sw]; fstpt %[t]", [t] "=m"(*(uint8_t (*)[10])t), [a] REG80(d)); \
-        X87_CHECK(sw, w) \
-        memcpy(d, t, 10); \
-        return 1; }
+        X87_BLOCK(w, sw, "fldt %[a]; " #name "; fnstsw %[sw]", (), [a] REG80(d)); \
+        X87_KEEP(sw, w, d) }
 X87_UNARY(fsqrt)
 X87_UNARY(frndint)
 
@@ -95,7 +98,7 @@ X87_UNARY(frndint)
 #define X87_STORE(name, insn, bytes) \
     static inline int q_##name(uint16_t *w, const uint8_t *a, uint8_t *t) { \
         uint16_t sw; \
-        X87_BLOCK(w, sw, "fldt %[a]; " insn " %[t]; fnstsw %[sw]", [t] "=m"(*(uint8_t (*)[bytes])t), [a] REG80(a)); \
+        X87_BLOCK(w, sw, "fldt %[a]; " insn " %[t]; fnstsw %[sw]", (, [t] "=m"(*(uint8_t (*)[bytes])t)), [a] REG80(a)); \
         X87_CHECK(sw, w) \
         return 1; }
 X87_STORE(fst_m32, "fstps", 4)
