@@ -173,8 +173,7 @@ class Move:
                 id=order.uid, bind_host=self._host(order), token=order.token.encode(), tls=vm.node.tls_files(order.tls)))
         except (CallFailed, Gone) as error:
             return await self._give_up(order, "TARGET_FAILED", str(error))
-        vm.seen = (await vm.client.call(describe=pb.Describe())).description
-        vm.changed()
+        await vm.client.call(describe=pb.Describe())
         return None
 
     async def _ask(self, order: agent.MigrationOrder) -> float | None:
@@ -199,12 +198,10 @@ class Move:
         record.migration.incoming_owned = True
         await vm.save(durable=False)
         try:
-            reply = await vm.client.call(decide=pb.Decide(id=order.uid, generation=generation, mine=True))
+            await vm.client.call(decide=pb.Decide(id=order.uid, generation=generation, mine=True))
         except (Gone, CallFailed) as error:
             log.error("committed, and could not run: %s", error, extra=vm.extra)
             return 0.0                                        # _owned looks at how far it came
-        vm.seen.migration.CopyFrom(reply.description.migration)
-        vm.seen.state = reply.description.state
         self._settle(agent.MIGRATION_STEP_DONE)
         return 0.0
 
@@ -257,14 +254,11 @@ class Move:
         try:
             if len(vm.record.config.disks):
                 raise ImageError("HAS_DISKS", "the VM has disks of its own on its node, which do not move yet")
-            reply = await vm.client.call(migrate_out=pb.MigrateOut(
+            await vm.client.call(migrate_out=pb.MigrateOut(
                 id=order.uid, host=host.strip("[]"), port=int(port), token=order.token.encode(),
                 tls=vm.node.tls_files(order.tls)))
         except (CallFailed, ImageError, ValueError) as error:
             self._settle(agent.MIGRATION_STEP_FAILED, getattr(error, "reason", "SOURCE_FAILED"), str(error))
-            return None
-        vm.seen.migration.CopyFrom(reply.description.migration)
-        vm.changed()
         return None
 
     async def _back(self, order: agent.MigrationOrder) -> float | None:
@@ -276,9 +270,7 @@ class Move:
         if vm.alive and (vm.client is None or vm.seen is None):
             return ASK_AGAIN_S
         if vm.alive and side is not None:
-            reply = await vm.client.call(decide=pb.Decide(id=order.uid, generation=order.owner_generation, mine=True))
-            vm.seen.migration.CopyFrom(reply.description.migration)
-            vm.seen.state = reply.description.state
+            await vm.client.call(decide=pb.Decide(id=order.uid, generation=order.owner_generation, mine=True))
         self._settle(agent.MIGRATION_STEP_DONE)
         return None
 
@@ -287,9 +279,7 @@ class Move:
         vm, side = self.vm, self._side()
         self.holds_the_vm = True
         if vm.client is not None and side is not None and side.state == Source.PAUSED.value:
-            reply = await vm.client.call(decide=pb.Decide(id=order.uid, generation=order.owner_generation, mine=False))
-            vm.seen.migration.CopyFrom(reply.description.migration)
-            vm.changed()
+            await vm.client.call(decide=pb.Decide(id=order.uid, generation=order.owner_generation, mine=False))
         elif not vm.alive and vm.end is not None:
             self._settle(agent.MIGRATION_STEP_DONE)           # nothing left that could run
         return None

@@ -3,6 +3,7 @@
     STATE/agent.lock      held (flock) by the one agent of this folder
           node.json       {"node_uid", "cluster_uid", "floors": {vm uid: generation}}
           images/<sha256>
+          trash/          folders on their way out
 
 A floor is the lowest ownership generation with which a VM may be begun here. It rises when a copy goes away, so that
 an order that was under way meanwhile cannot call it back.
@@ -17,12 +18,14 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import uuid
 from pathlib import Path
 
 from node_agent.vmprocess.files import write_atomically
 
 MAX_FLOORS = 10_000
+TRASH_TRIES = 5
 
 
 class NodeFilesError(Exception):
@@ -34,7 +37,7 @@ class NodeFiles:
         self.state = state
         self._path = state / "node.json"
         try:
-            for folder in (state, state / "vms", state / "images"):
+            for folder in (state, state / "vms", state / "images", state / "trash"):
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock = os.open(state / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -45,6 +48,22 @@ class NodeFiles:
             os.close(self._lock)
             raise NodeFilesError(f"{state}: another agent works here") from None
         self._load()
+        shutil.rmtree(state / "trash", ignore_errors=True)
+
+    def throw_away(self, folder: Path) -> None:
+        """Gone under its name at once; a zygote that still wishes to write there meets nothing, or helps to fill what
+        goes in a moment."""
+        trash = self.state / "trash"
+        trash.mkdir(exist_ok=True, mode=0o700)
+        away = trash / uuid.uuid4().hex
+        try:
+            folder.rename(away)
+        except FileNotFoundError:
+            return
+        for _ in range(TRASH_TRIES):
+            shutil.rmtree(away, ignore_errors=True)
+            if not away.exists():
+                return
 
     def _load(self) -> None:
         try:

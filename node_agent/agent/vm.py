@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import shutil
 import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -70,10 +69,7 @@ class LocalVm:
         self._task = asyncio.create_task(self._live(), name=f"vm-{self.uid}")
 
     def want(self, desired: agent.DesiredVm | None, order: agent.MigrationOrder | None) -> None:
-        if desired is not None:
-            self.desired = desired
-        elif self.desired is not None and self.desired.disposition == agent.DISPOSITION_REMOVE:
-            self.desired = None
+        self.desired = desired                                # None: nothing is said of it, it stays as it is
         self.move.order = order
         self.wake()
 
@@ -195,7 +191,7 @@ class LocalVm:
             return
         client = await Client.connect(self.folder.socket)
         client.on_notice = self._heard
-        self.seen = (await client.call(subscribe=pb.Subscribe())).description
+        await client.call(subscribe=pb.Subscribe())
         self.client = client
         self._watcher = asyncio.create_task(self._watch(client))
 
@@ -233,10 +229,7 @@ class LocalVm:
 
     def _heard(self, notice: pb.Notice) -> None:
         if notice.HasField("changed"):
-            migration = self.seen.migration if self.seen is not None else None
             self.seen = notice.changed
-            if migration is not None and not self.seen.HasField("migration"):
-                self.seen.migration.CopyFrom(migration)
         elif notice.HasField("migration") and self.seen is not None:
             self.seen.migration.CopyFrom(notice.migration)
         self.changed()
@@ -281,7 +274,7 @@ class LocalVm:
     async def discard(self, settle: Callable[[], None]) -> None:
         """The folder goes, with the console and what it had of disks; then `settle` says so."""
         await self.kill("discarded")
-        await asyncio.to_thread(shutil.rmtree, self.folder.path, True)
+        await asyncio.to_thread(self.node.files.throw_away, self.folder.path)
         settle()
         self.gone, self.doing = True, 0
         log.info("gone", extra=self.extra)
@@ -290,16 +283,17 @@ class LocalVm:
         record = self.record
         if want.generation < max(record.generation, self.node.files.floor(self.uid)):
             return None                                       # older than what is known here
-        if (record.generation, record.spec_generation) != (want.generation, want.spec_generation):
-            record.generation, record.spec_generation = want.generation, want.spec_generation
-            record.config.name = want.name
+        news = (record.generation, record.spec_generation) != (want.generation, want.spec_generation)
+        record.generation, record.spec_generation = want.generation, want.spec_generation
+        record.config.name = want.name
+        unborn = record.run and not self.alive and self.end is None and not record.failure_reason
+        if want.power != v1.POWER_STATE_STOPPED and (want.run > record.run or (want.run == record.run and unborn)):
+            return await self._begin(want)                    # writes the record itself
+        if news:
             await self._ensure_folder()
             await self.save()
         if want.power == v1.POWER_STATE_STOPPED:
             return await self._stop(want)
-        unborn = record.run and not self.alive and self.end is None and not record.failure_reason
-        if want.run > record.run or (want.run == record.run and unborn):
-            return await self._begin(want)
         return await self._steer(want)
 
     async def _ensure_folder(self) -> None:

@@ -88,13 +88,13 @@ class Client:
             while True:
                 frame = await wire.read(self._reader, pb.FromServer)
                 if frame.HasField("reply"):
+                    if frame.reply.HasField("description"):      # in its place among the notices: never an older word later
+                        await self._tell(pb.Notice(changed=frame.reply.description))
                     future = self._waiting.get(frame.reply.id)
                     if future is not None and not future.done():
                         future.set_result(frame.reply)
                 elif frame.HasField("notice"):
-                    busy = self.on_notice(frame.notice)
-                    if busy is not None:
-                        await busy
+                    await self._tell(frame.notice)
         except wire.WireError:
             pass
         finally:
@@ -103,6 +103,11 @@ class Client:
                 if not future.done():
                     future.set_exception(Gone("the process has gone"))
             self._writer.close()
+
+    async def _tell(self, notice: pb.Notice) -> None:
+        busy = self.on_notice(notice)
+        if busy is not None:
+            await busy
 
     async def close(self) -> None:
         self._task.cancel()

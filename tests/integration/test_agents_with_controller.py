@@ -1,66 +1,18 @@
 """The real controller and real agents, with VM processes around the fake machine: the whole path but the processor."""
 
 import asyncio
-import sys
 
 import pytest
 
-from node_agent.agent.config import Config
-from node_agent.agent.main import serve
-from node_agent.console.ring import RingReader
-from tests.servers.cloud import USER, Client, cloud, until
-from virga.v1 import migration_pb2, node_pb2, vm_pb2
-
-FAKE_ZYGOTE = ("import sys; from pathlib import Path; from node_agent.zygote.main import serve; "
-               "from node_agent.vmprocess.fakes import FakeMachines; "
-               "sys.exit(serve(Path(sys.argv[1]), FakeMachines()))")
-
-
-class Agents:
-    def __init__(self, folder, address):
-        self.folder, self.address, self.tasks = folder, address, {}
-
-    async def start(self, name):
-        state = self.folder / name
-        (self.folder / f"token-of-{name}").write_text(f"token-{name}")
-        config = Config(name=name, state=state, controller=self.address, token_file=self.folder / f"token-of-{name}",
-                        metrics="", memory_bytes=4 << 30, cpus=8, labels={}, address="127.0.0.1",
-                        zygote=(sys.executable, "-c", FAKE_ZYGOTE, str(state)))
-        stop = asyncio.Event()
-        self.tasks[name] = asyncio.create_task(serve(config, stop)), stop
-
-    async def crash(self, name):
-        task, _ = self.tasks.pop(name)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-    def console(self, node, uid):
-        ring = RingReader(self.folder / node / "vms" / uid / "console")
-        data = ring.read(0, 1 << 20).data
-        ring.close()
-        return data
-
+from tests.servers.agents import agents_on_a_controller
+from tests.servers.cloud import USER, until
+from virga.v1 import migration_pb2, vm_pb2
 
 @pytest.fixture
 async def world(tmp_path):
-    from contextlib import AsyncExitStack
-
-    from tests.node_agent.agent.processes import end_all
-    async with AsyncExitStack() as stack:
-        running = await stack.enter_async_context(cloud(tmp_path, nodes=(), image=False))
-        client = Client(running.address)
-        agents = Agents(tmp_path / "nodes", running.address)
-        (tmp_path / "nodes").mkdir()
-        for name in ("node-1", "node-2"):
-            await agents.start(name)
-        await until(lambda: client.nodes.ListNodes(node_pb2.ListNodesRequest(), metadata=USER),
-                    lambda answer: len(answer.nodes) == 2)
-        await client.upload()
-        yield running, client, agents
-        for name in list(agents.tasks):
-            await agents.crash(name)
-        await client.channel.close()
-        end_all(tmp_path / "nodes")
+    async with agents_on_a_controller(tmp_path) as made:
+        await made[1].upload()
+        yield made
 
 
 async def test_create_move_log_stop_delete(world):

@@ -11,17 +11,23 @@ import pytest
 
 from node_agent.vmprocess import files
 from node_agent.vmprocess.identity import ProcessId
-from tests.integration.test_agents_with_controller import world  # noqa: F401  (the fixture)
+from tests.servers.agents import NAMES, agents_on_a_controller
 from tests.servers.cloud import USER, until
 from virga.v1 import migration_pb2, vm_pb2
 
-NAMES = ("node-1", "node-2")
 OVER = (migration_pb2.MIGRATION_PHASE_SUCCEEDED, migration_pb2.MIGRATION_PHASE_FAILED)
 VICTIMS = ("source vm", "target vm", "source agent", "target agent", "both agents", "controller")
 
 
+@pytest.fixture
+async def world(tmp_path):
+    async with agents_on_a_controller(tmp_path) as made:
+        await made[1].upload()
+        yield made
+
+
 class Scene:
-    def __init__(self, world, witness):  # noqa: F811
+    def __init__(self, world, witness):
         self.running, self.client, self.agents = world
         self.witness = witness
 
@@ -75,7 +81,7 @@ class Scene:
 
 @pytest.mark.parametrize("victim", VICTIMS)
 @pytest.mark.parametrize("seed", (1, 2))
-async def test_killed_at_some_moment(world, tmp_path, victim, seed):  # noqa: F811
+async def test_killed_at_some_moment(world, tmp_path, victim, seed):
     delay = random.Random(f"{victim} {seed}").uniform(0.0, 0.5)
     print(f"{victim} after {delay:.3f} s")
     scene = Scene(world, tmp_path / "witness")
