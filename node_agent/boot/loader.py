@@ -1,5 +1,6 @@
 """Looks inside a kernel file and loads it the way it wants.
 
+    (packed as a whole: unpacked first)
     multiboot header ─► multiboot     HdrS ─► bzImage     ELF, 64 bits ─► vmlinux     else: a clear error
 
 Owns:    the order of these questions.
@@ -27,6 +28,16 @@ def read_file(path: str) -> bytes:
         raise BootError(path, error.strerror or str(error)) from None
 
 
+def unpacked_whole(data: bytes, path: str) -> bytes:
+    """Some kernels lie on the disk as .gz and the like: boot loaders unpack those."""
+    if not unpack.knows(data):
+        return data
+    try:
+        return unpack.unpack(data)
+    except unpack.UnpackError as error:
+        raise BootError(path, str(error)) from None
+
+
 def write_bios_data(space) -> None:
     """What a BIOS leaves at 0x400: ports of COM1 and COM2, the EBDA's segment, KiB of memory below it."""
     area = bytearray(0x100)
@@ -42,7 +53,7 @@ def load_kernel(space, cpus: int, kernel: str, initrd: str | None, append: str, 
     """Kernel and what goes with it into memory, ACPI tables too; the boot processor's state. Raises BootError."""
     rsdp = acpi_tables.install(space, cpus)
     write_bios_data(space)
-    data = read_file(kernel)
+    data = unpacked_whole(read_file(kernel), kernel)
     header = multiboot.find_header(data)
     if header and (header.addresses or data[:4] == elf.MAGIC):
         return multiboot.load(space, data, header, kernel, append, modules + ((initrd,) if initrd else ()))

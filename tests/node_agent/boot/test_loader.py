@@ -172,6 +172,12 @@ def test_multiboot_information(boot, memory, tmp_path):
     assert (size, base, extent, kind, length % 24) == (20, 0, layout.EBDA, 1, 0)
 
 
+def test_a_kernel_packed_as_a_whole(boot):
+    assert boot(gzip.compress(multiboot())).registers["rax"] == 0x2BADB002
+    with pytest.raises(BootError, match="truncated"):
+        boot(gzip.compress(multiboot())[:-20])
+
+
 def test_multiboot_by_addresses(boot, memory):
     header = struct.pack("<IIIIIIII", 0x1BADB002, 0x10000, -(0x1BADB002 + 0x10000) & 0xFFFFFFFF,
                          0x200000, 0x200000, 0x200000 + 48, 0x200100, 0x200020)
