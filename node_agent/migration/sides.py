@@ -208,11 +208,11 @@ class Outgoing(Side):
 
     def _work(self) -> None:
         order = self._order
-        sock = socket.create_connection((order.host, order.port), PEER_TIMEOUT_S)
-        with sock:
+        with contextlib.ExitStack() as closing:
+            sock = closing.enter_context(socket.create_connection((order.host, order.port), PEER_TIMEOUT_S))
             stream.tune(sock)
             if stream.require_tls(order.host, order.tls):
-                sock = stream.secure(sock, order.tls, server=False, host=order.host)
+                sock = closing.enter_context(stream.secure(sock, order.tls, server=False, host=order.host))
             self._sock = sock
             self._offer(sock)
             self._ask(self._accepted())
