@@ -154,6 +154,12 @@ class Hub:
             return await asyncio.wait_for(waiter, STATS_TIMEOUT_S)
         except TimeoutError:
             return self.stats.get(uid)
+        finally:
+            waiters = self._stats_waiters.get(uid, [])
+            if waiter in waiters:
+                waiters.remove(waiter)
+            if not waiters:
+                self._stats_waiters.pop(uid, None)
 
     def forget_vm(self, uid: str) -> None:
         self.stats.pop(uid, None)

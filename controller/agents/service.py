@@ -130,18 +130,24 @@ class AgentService:
             match message.WhichOneof("message"):
                 case "heartbeat":
                     for stats in message.heartbeat.stats:
-                        self._hub.put_stats(wire.stats_from_proto(stats, self._clock()))
+                        self._count(session, stats)
                     session.outbox.put_nowait(pb.ControllerMessage(
                         heartbeat_ack=pb.HeartbeatAck(sequence=message.heartbeat.sequence)))
                 case "observed":
                     self._observe(session, message.observed)
                 case "stats":
-                    self._hub.put_stats(wire.stats_from_proto(message.stats, self._clock()))
+                    self._count(session, message.stats)
                 case "event":
                     self._events.from_agent(session.node, message.event.vm_uid, message.event.reason,
                                             message.event.message, message.event.warning)
                 case "hello":
                     raise errors.BadField("hello", "comes once")
+
+    def _count(self, session: Session, stats: Any) -> None:
+        """A node counts for its own VMs only."""
+        view = self._world.vm(stats.uid)
+        if view and view.node == session.node:
+            self._hub.put_stats(wire.stats_from_proto(stats, self._clock()))
 
     def _observe(self, session: Session, observed: Any) -> None:
         if observed.full:

@@ -46,7 +46,7 @@ class Leadership:
                     await self._etcd.lease_revoke(lease)
 
     async def _campaign(self) -> tuple[int, CreatedAt]:
-        lease = 0
+        lease, told = 0, False
         while True:
             try:
                 lease = lease or await self._etcd.lease_grant(TTL_S)
@@ -61,6 +61,9 @@ class Leadership:
                 if self._is_dead(holder.value):
                     await self._etcd.txn([ModIs(keys.LEADER, holder.mod_revision)], [Delete(keys.LEADER)])
                     continue
+                if not told:
+                    log.info("another controller leads; waiting for its place")
+                    told = True
             except LeaseGone:
                 lease = 0
                 continue
