@@ -374,7 +374,7 @@ cdef class AddressSpace:
     """Guest-physical memory and who answers beside it. Shared by the vCPUs of one machine.
 
     ram_bytes: a multiple of 4 KiB. fd: a file to adopt (it is duplicated) instead of a new memfd. reserve: allocate
-    it in full now, so that a lack of memory is an error here and no signal later."""
+    all of it now; otherwise a guest costs what it touched (a memfd is no file on a disk that could be full)."""
     cdef Space c
     cdef Ram ram
     cdef dict _handlers              # id(dev) -> (PythonDevice or dev, dev): never shrinks, a call may be on its way
@@ -384,7 +384,7 @@ cdef class AddressSpace:
     cdef object _eoi
     cdef object __weakref__
 
-    def __cinit__(self, ram_bytes, fd=None, bint reserve=True):
+    def __cinit__(self, ram_bytes, fd=None, bint reserve=False):
         if ram_bytes <= 0 or ram_bytes % PAGE_SIZE or ram_bytes > 1 << 38:
             raise ValueError(f"RAM of {ram_bytes} bytes: must be a multiple of 4 KiB, up to 256 GiB")
         self.ram = Ram(ram_bytes, fd, reserve)
