@@ -72,6 +72,7 @@ class Link:
         self._channel = self._dial()
         self._stub = rpc.AgentServiceStub(self._channel)
         self._relays: Relays | None = None
+        self._answers: set[asyncio.Task[None]] = set()
 
     def _dial(self) -> grpc.aio.Channel:
         c = self._config
@@ -108,6 +109,8 @@ class Link:
                 limit = SLOW_RETRY_S
             except (OSError, TimeoutError) as error:
                 log.warning("controller %s: %s", self._config.controller, error or type(error).__name__)
+            except Exception:                                 # ours; VMs must not lose their agent over it
+                log.exception("the stream broke")
             attempt = 0 if time.monotonic() - began > RETRY_MAX_S else attempt + 1
             bound = SLOW_RETRY_S if limit == SLOW_RETRY_S else min(limit, RETRY_BASE_S * 2 ** min(attempt, 10))
             await asyncio.sleep(self._uniform(0, bound))      # full jitter: 5,000 agents don't come back at once
@@ -212,7 +215,9 @@ class Link:
                     self._relays = Relays(self.node, self._stub, self._metadata)
                 self._relays.open(message.open_stream)
             case "stats_request":
-                asyncio.create_task(self._answer_stats(message.stats_request.vm_uid))
+                task = asyncio.create_task(self._answer_stats(message.stats_request.vm_uid))
+                self._answers.add(task)                       # the loop itself holds tasks weakly
+                task.add_done_callback(self._answers.discard)
             case _:
                 pass                                          # heartbeat_ack, and what newer controllers say
 

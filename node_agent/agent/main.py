@@ -1,6 +1,7 @@
 """`python -m node_agent agent`: the composition root of a node's agent.
 
-Start and stop are a list of steps, each with its undo. SIGTERM and SIGINT end the agent and leave its VMs and the zygote as they are.
+Start and stop are a list of steps, each with its undo. SIGTERM and SIGINT end the agent and leave its VMs and the
+zygote as they are.
 
 Owns:    the order.
 Never:   holds logic.
@@ -25,11 +26,10 @@ from node_agent.agent.metrics import Metrics
 from node_agent.agent.node import Node
 from node_agent.agent.node_files import NodeFiles, NodeFilesError
 from node_agent.agent.zygotes import ZygoteError
-from node_agent.vmprocess.identity import ProcessId
-from node_agent.vmprocess.files import write_record
-from virga.vmm.v1 import vmm_pb2 as pb
 
 log = logging.getLogger("agent")
+
+SETTLE_S = 2.0
 
 
 async def serve(config: Config, stop: asyncio.Event) -> None:
@@ -38,8 +38,6 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         files = NodeFiles(config.state)
         undo.callback(files.close)
         config.token_file.read_text()                         # an unreadable token is told now
-        me = ProcessId.mine()
-        write_record(config.state / "agent.pb", pb.ProcessRecord(format=1, pid=me.pid, start_time=me.start_time))
         metrics = Metrics()
         undo.callback(metrics.close)
         link = Link(config, files, metrics, random.uniform, time.time)
@@ -54,6 +52,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         except ZygoteError as error:
             log.error("%s", error)                            # VMs that run are driven without one
         node.discover()
+        await node.settle(SETTLE_S)
         running = asyncio.create_task(link.run(), name="link")
         undo.push_async_callback(_cancel, running)
         log.info("agent of %s, state in %s", config.name, config.state)

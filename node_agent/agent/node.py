@@ -75,6 +75,15 @@ class Node:
             vm.wake()
         log.info("%d VMs found on disk, %d of them alive", len(self.vms), sum(v.alive for v in self.vms.values()))
 
+    async def settle(self, timeout_s: float) -> None:
+        """Until every living VM has answered once, so that the first report says what is so; a deaf one is not waited
+        for longer."""
+        end = asyncio.get_running_loop().time() + timeout_s
+        while any(vm.process is not None and vm.client is None for vm in self.vms.values()):
+            if asyncio.get_running_loop().time() > end:
+                return
+            await asyncio.sleep(0.01)
+
     def _images_in_use(self) -> set[str]:
         used: set[str] = set()
         for vm in self.vms.values():
