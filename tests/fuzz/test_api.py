@@ -11,7 +11,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
 from tests.servers.cloud import USER, cloud
-from virga.agent.v1 import agent_pb2
+from virga.agent.v1 import agent_pb2, agent_pb2_grpc
 from virga.v1 import event_pb2, image_pb2, migration_pb2, node_pb2, vm_pb2
 
 SECONDS = float(os.environ.get("VIRGA_FUZZ_SECONDS", "5"))
@@ -35,8 +35,8 @@ ANSWERED = {grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCod
 class Generator:
     """Messages of any kind: fields left out, known words, borders of numbers, rubbish."""
 
-    def __init__(self, seed):
-        self.rng = random.Random(seed)
+    def __init__(self, seed, words=()):
+        self.rng, self.words = random.Random(seed), [*words, *WORDS]
 
     def message(self, kind, depth=0):
         message = GetMessageClass(kind)()
@@ -71,7 +71,7 @@ class Generator:
             return self.rng.choice([0.0, -1.0, 1e308, float("nan"), float("inf")])
         if field.type == FieldDescriptor.TYPE_BYTES:
             return self.rng.randbytes(self.rng.randrange(200))
-        return self.rng.choice(WORDS[:5] if self.rng.random() < 0.6 else WORDS)
+        return self.rng.choice(self.words[:5] if self.rng.random() < 0.6 else self.words)
 
 
 async def call_once(channel, method, generator):
@@ -140,3 +140,45 @@ async def test_no_message_makes_the_controller_fail(tmp_path, monkeypatch):
                 assert code in ANSWERED, f"{method.full_name}: {code}, seed {seed}"
         await work_afterwards(site)
     assert calls > 50
+
+
+async def mad_agent(site, generator, deadline):
+    """A registered node that says anything."""
+    stub = agent_pb2_grpc.AgentServiceStub(site.api.channel)
+    hello = agent_pb2.Hello(node="node-2", node_uid="mad", protocol=1, memory_mib=8192, cpus=8)
+    sent = 0
+    while time.monotonic() < deadline:
+        call = stub.Connect(metadata=NODE)
+        try:
+            await call.write(agent_pb2.AgentMessage(hello=hello))
+            await call.read()
+            for _ in range(generator.rng.randrange(1, 60)):
+                message = generator.message(agent_pb2.AgentMessage.DESCRIPTOR)
+                if not message.HasField("hello"):
+                    await call.write(message)
+                    sent += 1
+                await asyncio.sleep(0.002)
+        except grpc.aio.AioRpcError as error:
+            assert error.code() in ANSWERED or error.details() == "Internal error from Core", error.details()
+        except asyncio.InvalidStateError:                       # refused while we wrote
+            pass
+        finally:
+            call.cancel()
+    return sent
+
+
+async def test_a_mad_agent_harms_only_its_own_vms(tmp_path):
+    seed = int(os.environ.get("VIRGA_FUZZ_SEED", random.randrange(1 << 32)))
+    print(f"VIRGA_FUZZ_SEED={seed}")
+    async with cloud(tmp_path, nodes=("node-1",)) as site:
+        vm = await site.api.create("web")
+        before = await site.api.until("web", "RUNNING")
+        await site.api.nodes.CordonNode(node_pb2.CordonNodeRequest(node="node-1"), metadata=USER)
+        theirs = await site.api.create("theirs")
+        generator = Generator(seed, (vm.uid, theirs.uid))
+        assert await mad_agent(site, generator, time.monotonic() + SECONDS) > 20
+        after = await site.api.vm("web")
+        assert (after.status.state, after.status.node, after.status.run, after.status.ownership_generation) == (
+            before.status.state, before.status.node, 1, 1)
+        assert site.site.running == {vm.uid: "node-1"}
+        await work_afterwards(site)
