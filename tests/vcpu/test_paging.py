@@ -270,3 +270,22 @@ def test_pae_pointers_have_reserved_bits() -> None:
 def test_fetch_from_nowhere_is_invalid(guest: LongMode) -> None:
     guest.write(PDPT + 8, 0xC0000087)          # 3 GiB: no RAM there
     assert guest.run("mov eax, 0x40000000; jmp rax").vector == UD
+
+
+def test_a_locked_access_across_pages(guest: LongMode) -> None:
+    guest.map(PAGE, 0x101007)
+    guest.map(PAGE + 0x1000, 0x100007)
+    guest.run(f"mov ecx, 300; 1: lock inc dword ptr [{PAGE + 0xFFF}]; loop 1b; hlt")
+    assert (guest.read(0x101FFF, 1), guest.read(0x100000, 3)) == (300 & 0xFF, 300 >> 8)
+
+
+def test_user_pages_by_all_levels(guest: LongMode) -> None:
+    """U and W count at each level, not at the last alone."""
+    guest.write(PDPT + 8, 0x24000 | 7)
+    guest.write(0x24000, 0x25000 | 3)          # the directory says supervisor
+    guest.write(0x25000, PAGE | 7)
+    assert guest.user("mov rax, [0x40000000]").error == 5
+    guest.write(0x24000, 0x25000 | 5)          # … or read-only
+    guest.vmcs[vcpu.GUEST_CR3] = PML4
+    assert guest.user("mov rax, [0x40000000]; ud2").vector == UD
+    assert guest.user("mov [0x40000000], rax").error == 7

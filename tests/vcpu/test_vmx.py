@@ -17,6 +17,7 @@ def controls(guest: LongMode, primary: int, secondary: int = 0) -> None:
 
 @pytest.mark.parametrize(("primary", "secondary", "program", "reason", "qualification", "length"), [
     (vcpu.HLT_EXITING, 0, "hlt", vcpu.EXIT_REASON_HLT, 0, 1),
+    (vcpu.PAUSE_EXITING, 0, "pause", vcpu.EXIT_REASON_PAUSE, 0, 2),
     (0, 0, "vmcall", vcpu.EXIT_REASON_VMCALL, 0, 3),
     (vcpu.RDTSC_EXITING, 0, "rdtsc", vcpu.EXIT_REASON_RDTSC, 0, 2),
     (vcpu.RDTSC_EXITING, 0, "rdtscp", vcpu.EXIT_REASON_RDTSCP, 0, 3),
@@ -267,6 +268,14 @@ def test_a_kick_from_another_thread() -> None:
     guest.vmcs[vcpu.GUEST_RIP] = CODE
     guest.cpu.kick()
     assert guest.cpu.run(guest.vmcs).reason == vcpu.EXIT_REASON_EXTERNAL_INTERRUPT
+
+
+def test_nmi_exiting() -> None:
+    guest = LongMode("real")
+    guest.vmcs[vcpu.PIN_BASED_VM_EXEC_CONTROL] = vcpu.NMI_EXITING
+    guest.space.deliver_msi(0xFEE00000, 4 << 8)
+    end = guest.run("1: jmp 1b")
+    assert (end.exit.reason, end.exit.intr_info) == (vcpu.EXIT_REASON_EXCEPTION_NMI, 0x80000202)
 
 
 def test_other_modes_enter() -> None:

@@ -178,8 +178,12 @@ cdef void deliver_interrupt(CpuState* cpu, uint32_t vector) noexcept nogil:
 
 
 cdef void deliver_nmi(CpuState* cpu) noexcept nogil:
-    """NMIs stay blocked until the next IRET."""
+    """NMIs stay blocked until the next IRET. With NMI exiting the hypervisor has it instead."""
     cdef Event event
+    if cpu.pin_controls & PIN_NMI:
+        vm_exit(cpu, EXIT_REASON_EXCEPTION_NMI, 0)
+        cpu.exit_intr_info = VECTOR_NMI | EVENT_NMI << 8 | 0x80000000U
+        return
     event.vector = VECTOR_NMI
     event.kind = EVENT_NMI
     event.error_code = NO_ERROR_CODE
