@@ -76,7 +76,7 @@ def raw_terminal() -> Iterator[None]:
 
     before = termios.tcgetattr(sys.stdin)
     try:
-        tty.setraw(sys.stdin)
+        tty.setraw(sys.stdin, termios.TCSANOW)          # what was typed ahead is kept
         yield
     finally:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
@@ -109,11 +109,10 @@ def console(target: Target, name: str, read_only: bool, steal: bool, send: str |
     keyboard = Keyboard(vm_pb2.ConsoleRequest(open=opening), vm_pb2.ConsoleRequest, read_only)
     call = api.open(api.vms.Console, iter(keyboard))
     session = Session(call, keyboard, pattern, timeout)
-    if interactive:
-        print(f"attached to {name}; Ctrl-] leaves", file=sys.stderr)
+    greeting = f"attached to {name}; Ctrl-] leaves" if interactive else ""
     try:
         with raw_terminal():
-            session.run(name, send)
+            session.run(name, send, greeting)
     finally:
         keyboard.close()
         call.cancel()
@@ -134,7 +133,7 @@ class Session:
         self.timed_out = False
         self._over = False
 
-    def run(self, name: str, send: str | None) -> None:
+    def run(self, name: str, send: str | None, greeting: str) -> None:
         import grpc
 
         from cli.errors import from_rpc
@@ -143,6 +142,8 @@ class Session:
         try:
             for message in self._call:
                 if message.attached:
+                    if greeting:
+                        print(greeting, end="\r\n", file=sys.stderr, flush=True)      # the terminal is raw by now
                     if send is not None:
                         self._keyboard.send(send.encode() + b"\n")
                         self._keyboard.ended.set()

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from cli import processes
-from tests.e2e.virga_command import Cloud
+from tests.e2e.virga_command import Cloud, Terminal
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +49,30 @@ def test_console_answers_and_power_button_works(cloud):
     cloud.run("vm", "start", "parrot")
     assert cloud.json("vm", "show", "parrot")["run"] == 2
     cloud.run("vm", "delete", "parrot")
+
+
+def test_a_person_at_a_terminal_types_and_leaves(cloud):
+    cloud.run("vm", "create", "typed", "--image", "echo")
+    with Terminal(cloud, "vm", "console", "typed") as terminal:
+        terminal.wait_for(b"Ctrl-] leaves")
+        terminal.type(b"polly\r")
+        terminal.wait_for(b"echo: polly")
+        assert terminal.is_raw()
+        terminal.type(b"\x1d")
+        terminal.wait_for(b"detached from typed; it goes on")
+        assert terminal.ended() == 0 and not terminal.is_raw()
+    cloud.run("vm", "delete", "typed")
+
+
+def test_ctrl_c_ends_the_looking_on_and_nothing_else(cloud):
+    cloud.run("vm", "create", "watched", "--image", "echo")
+    with Terminal(cloud, "vm", "watch", "watched") as terminal:
+        terminal.wait_for(b"RUNNING")
+        terminal.type(b"\x03")
+        terminal.wait_for(b"detached")
+        assert terminal.ended() == 130
+    assert cloud.json("vm", "show", "watched")["state"] == "RUNNING"
+    cloud.run("vm", "delete", "watched")
 
 
 def test_a_moved_guest_counts_on_while_it_dirties_memory(cloud):

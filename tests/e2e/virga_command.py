@@ -1,10 +1,14 @@
 """The `virga` command as a person uses it, against a cloud in a folder of its own."""
 
+import fcntl
 import json
 import os
+import pty
 import re
+import select
 import subprocess
 import sys
+import termios
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,3 +84,39 @@ class Cloud:
 
 def gaps(seen: list[int]) -> list[tuple[int, int]]:
     return [(a, b) for a, b in zip(seen, seen[1:]) if b != a + 1][:5]
+
+
+class Terminal:
+    """A command on a terminal of its own, with somebody who types."""
+
+    def __init__(self, cloud: Cloud, *words: str) -> None:
+        self._ours, theirs = pty.openpty()
+        self._theirs = theirs
+        self._seen = b""
+        self._child = subprocess.Popen([sys.executable, "-m", "cli.main", *words], stdin=theirs, stdout=theirs, stderr=theirs,
+                                       env={**os.environ, "VIRGA_STATE": str(cloud.folder)}, start_new_session=True,
+                                       preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
+
+    def wait_for(self, text: bytes, seconds: float = 30) -> None:
+        end = time.monotonic() + seconds
+        while text not in self._seen:
+            assert select.select([self._ours], [], [], max(0, end - time.monotonic()))[0], f"no {text!r} in {self._seen!r}"
+            self._seen += os.read(self._ours, 4096)
+
+    def type(self, keys: bytes) -> None:
+        os.write(self._ours, keys)
+
+    def is_raw(self) -> bool:
+        return not termios.tcgetattr(self._theirs)[3] & termios.ICANON
+
+    def ended(self) -> int:
+        return self._child.wait(timeout=30)
+
+    def __enter__(self) -> "Terminal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._child.kill()
+        self._child.wait()
+        os.close(self._ours)
+        os.close(self._theirs)
