@@ -94,8 +94,20 @@ cdef void copy_forward(uint8_t* to, const uint8_t* source, uint64_t bytes, uint3
 
 # --- MOVS
 
-cdef uint64_t movs_run(CpuState* cpu, Op* op, uint32_t size, uint64_t most) noexcept nogil:
-    """Move several at once; 0: not possible here."""
+cdef uint8_t* filled_probe(CpuState* cpu, Op* op, uint64_t gva, uint32_t size, bint write, bint* faulted) noexcept nogil:
+    """The probe, after a walk if need be. NULL: not plain RAM, or a fault that was delivered."""
+    cdef uint8_t* host = probe_write(cpu, gva, size) if write else probe_read(cpu, gva, size)
+    if host != NULL:
+        return host
+    if not mem_check(cpu, op, gva, size, write):
+        faulted[0] = True
+        return NULL
+    return probe_write(cpu, gva, size) if write else probe_read(cpu, gva, size)
+
+
+cdef uint64_t movs_run(CpuState* cpu, Op* op, uint32_t size, uint64_t most, bint* faulted) noexcept nogil:
+    """Move several at once; 0: not possible here. Source and target may share a slot of the TLB (2 MiB apart): the
+    source's host address stays good while the target's translation pushes its own out."""
     cdef uint64_t n
     cdef uint8_t* source
     cdef uint8_t* to
@@ -104,9 +116,11 @@ cdef uint64_t movs_run(CpuState* cpu, Op* op, uint32_t size, uint64_t most) noex
     n = run_in_page(cpu, op, RDI, cpu.regs[21], size, run_in_page(cpu, op, RSI, cpu.regs[20], size, most))
     if n == 0 or not source_at(cpu, op, <uint32_t>(n * size)) or not target_at(cpu, op, <uint32_t>(n * size), True):
         return 0
-    source = probe_read(cpu, cpu.regs[20], <uint32_t>(n * size))
-    to = probe_write(cpu, cpu.regs[21], <uint32_t>(n * size))
-    if source == NULL or to == NULL:
+    source = filled_probe(cpu, op, cpu.regs[20], <uint32_t>(n * size), False, faulted)
+    if source == NULL:
+        return 0
+    to = filled_probe(cpu, op, cpu.regs[21], <uint32_t>(n * size), True, faulted)
+    if to == NULL:
         return 0
     copy_forward(to, source, n * size, size)
     return n
@@ -128,6 +142,7 @@ cdef bint movs_one(CpuState* cpu, Op* op, uint32_t size) noexcept nogil:
 
 cdef bint string_movs(CpuState* cpu, Op* op, uint32_t size) noexcept nogil:
     cdef uint64_t left, n
+    cdef bint faulted = False
     if not op.flags & REPEATED:
         if not movs_one(cpu, op, size):
             return False
@@ -136,7 +151,9 @@ cdef bint string_movs(CpuState* cpu, Op* op, uint32_t size) noexcept nogil:
         return True
     left = count_left(cpu, op)
     while left != 0:
-        n = movs_run(cpu, op, size, left)
+        n = movs_run(cpu, op, size, left, &faulted)
+        if faulted:
+            return False
         if n == 0:
             if not movs_one(cpu, op, size):
                 return False
