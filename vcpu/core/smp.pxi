@@ -111,7 +111,11 @@ cdef void cpu_power_up(CpuState* cpu, bint init) noexcept nogil:
 
 
 cdef bint apic_take_nmi(CpuState* cpu) noexcept nogil:
+    """A vCPU that waits for SIPI does not know NMIs (SDM 3A 9.4.1): they are lost."""
     atomic_and32(&cpu.attention, ~<uint32_t>ATTN_NMI)
+    if cpu.activity == ACTIVITY_WAIT_SIPI:
+        atomic_and32(&cpu.apic.events, ~<uint32_t>APIC_EVENT_NMI)
+        return False
     return (atomic_and32(&cpu.apic.events, ~<uint32_t>APIC_EVENT_NMI) & APIC_EVENT_NMI) != 0
 
 
@@ -159,7 +163,7 @@ cdef int64_t wait_until(CpuState* cpu) noexcept nogil:
     return cpu.apic.timer_ns if cpu.apic.timer_ns < cpu.deadline_ns else cpu.deadline_ns
 
 
-cdef bint spin_for_attention(CpuState* cpu, int64_t until) noexcept nogil:
+cdef bint spin_for_attention(CpuState* cpu, int64_t until, uint32_t ignored) noexcept nogil:
     """True: something happened, or the time came."""
     cdef int64_t now = clock_now(cpu)
     cdef int64_t end = now + WAIT_SPINS_NS
@@ -168,21 +172,36 @@ cdef bint spin_for_attention(CpuState* cpu, int64_t until) noexcept nogil:
         if now >= until:
             return True
         for i in range(WAIT_SPINS):
-            if atomic_load32(&cpu.attention):
+            if atomic_load32(&cpu.attention) & ~ignored:
                 return True
             cpu_relax()
         now = clock_now(cpu)
     return False
 
 
+cdef void sleep_for_attention(CpuState* cpu, int64_t until, uint32_t ignored) noexcept nogil:
+    """`sleeping` first, then the word: attend() does it the other way round, so that one sees the other."""
+    cdef uint32_t seen
+    cdef int64_t now
+    atomic_store32(&cpu.sleeping, 1)
+    seen = atomic_load32(&cpu.attention)
+    if not seen & ~ignored:
+        now = clock_now(cpu)
+        if until > now:
+            futex_wait(&cpu.attention, seen, -1 if until == TIMER_NEVER else until - now)
+    atomic_store32(&cpu.sleeping, 0)
+
+
 cdef uint32_t cpu_wait(CpuState* cpu) noexcept nogil:
     """activity is not active. 0: something to do (attention, or an interrupt), else the reason to leave run() with."""
     cdef int64_t now, until
+    # an NMI that is blocked stays where it is, and wakes nobody
+    cdef uint32_t ignored = ATTN_NMI if cpu.interruptibility & BLOCKED_BY_NMI else 0
     while True:
         now = clock_now(cpu)
         if cpu.apic.timer_ns <= now:
             apic_timer_fire(cpu, now)
-        if atomic_load32(&cpu.attention) or can_wake(cpu):
+        if atomic_load32(&cpu.attention) & ~ignored or can_wake(cpu):
             return 0
         if cpu.deadline_ns <= now:
             return EXIT_REASON_PREEMPTION_TIMER
@@ -190,13 +209,8 @@ cdef uint32_t cpu_wait(CpuState* cpu) noexcept nogil:
             return EXIT_REASON_HLT
         until = wait_until(cpu)
         guest_leave(cpu)
-        if not spin_for_attention(cpu, until):
-            atomic_store32(&cpu.sleeping, 1)
-            if atomic_load32(&cpu.attention) == 0:
-                now = clock_now(cpu)
-                if until > now:
-                    futex_wait(&cpu.attention, 0, -1 if until == TIMER_NEVER else until - now)
-            atomic_store32(&cpu.sleeping, 0)
+        if not spin_for_attention(cpu, until, ignored):
+            sleep_for_attention(cpu, until, ignored)
         guest_enter(cpu)
 
 
