@@ -308,7 +308,7 @@ class LocalVm:
         except CallFailed as error:
             await self._fail(observe.failure_reason(error.kind, error.field), str(error))
         except OSError as error:
-            await self._fail(observe.failure_reason(self.node.kind_of(error), ""), str(error))
+            await self._fail(observe.failure_reason(self.node.kind_of(error), ""), f"{self.node.config.state}: {error}")
         self.doing = 0
         return 0.0
 
