@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from node_agent.migration import protocol, sides, stream
-from node_agent.migration.protocol import TRANSITIONS, Event, NotAllowed, Source, Target
+from node_agent.migration.protocol import TRANSITIONS, NotAllowed, Source, Target
 from node_agent.vmprocess import files, wire
 from node_agent.vmprocess.fakes import COUNT_AT, FakeMachines
 from node_agent.vmprocess.lifecycle import State
