@@ -91,6 +91,12 @@ class AgentService:
             raise errors.BadField("hello.node_uid", "must have 1 to 64 letters")
         if not 0 < hello.memory_mib <= 1 << 30 or not 0 < hello.cpus <= 1 << 16:
             raise errors.BadField("hello.memory_mib", "memory and cpus must be more than 0")
+        if hello.cluster_uid and hello.cluster_uid != self._cluster_uid():
+            self._events.from_agent(hello.node, "", "OtherCluster", f"{hello.node} belongs to cluster "
+                                    f"{hello.cluster_uid[:64]}: it is not let in, and its VMs are left alone", True)
+            raise errors.WrongState("OTHER_CLUSTER", "node", hello.node, f"this is cluster {self._cluster_uid()}, the "
+                                    f"VMs of {hello.node} belong to {hello.cluster_uid[:64]}: give the node another "
+                                    "state folder, or the controller its old etcd data")
         await self._store.change(lambda: self._decide_registration(hello))
         session = Session(hello.node, hello.node_uid)
         session.vms = {vm.uid: wire.report_from_proto(vm) for vm in hello.observed.vms}

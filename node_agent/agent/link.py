@@ -42,7 +42,8 @@ MEMORY_EVERY = 4                     # of those: reading a process' pages takes 
 DECIDE_TIMEOUT_S = 5.0
 COALESCE_S = 0.002
 _REFUSED = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.INVALID_ARGUMENT,
-                      grpc.StatusCode.ALREADY_EXISTS, grpc.StatusCode.PERMISSION_DENIED})
+                      grpc.StatusCode.ALREADY_EXISTS, grpc.StatusCode.PERMISSION_DENIED,
+                      grpc.StatusCode.FAILED_PRECONDITION})
 _NO_IMAGE = frozenset({grpc.StatusCode.NOT_FOUND, grpc.StatusCode.DATA_LOSS, grpc.StatusCode.INVALID_ARGUMENT})
 _OPTIONS = (("grpc.keepalive_time_ms", 10_000), ("grpc.keepalive_timeout_ms", 5_000),
             ("grpc.keepalive_permit_without_calls", 1), ("grpc.max_receive_message_length", 16 << 20),
@@ -169,7 +170,7 @@ class Link:
         c = self._config
         return pb.Hello(node=c.name, node_uid=self._files.node_uid, agent_version=VERSION, protocol=1,
                         memory_mib=c.memory_bytes >> 20, cpus=c.cpus, labels=c.labels, address=c.address,
-                        boot_id=boot_id(), observed=self.node.observed(full=True))
+                        boot_id=boot_id(), cluster_uid=self._files.cluster_uid, observed=self.node.observed(full=True))
 
     async def _report(self) -> None:
         while True:

@@ -157,6 +157,17 @@ async def test_a_malformed_hello_is_refused(site, hello):
     assert (await refusal(call)).code() == INVALID
 
 
+async def test_a_node_of_another_cluster_is_not_let_in(site):
+    call = agent_pb2_grpc.AgentServiceStub(site.api.channel).Connect(
+        metadata=(("authorization", "Bearer token-node-2"), ("virga-node", "node-2")))
+    await call.write(agent_pb2.AgentMessage(hello=agent_pb2.Hello(
+        node="node-2", protocol=1, node_uid="u", memory_mib=1, cpus=1, cluster_uid="another")))
+    error = await refusal(call)
+    assert (error.code(), details(error)["ErrorInfo"].reason) == (PRECONDITION, "OTHER_CLUSTER")
+    nodes = (await site.api.nodes.ListNodes(node_pb2.ListNodesRequest(), metadata=USER)).nodes
+    assert [node.name for node in nodes] == ["node-1"]
+
+
 async def test_create_is_done_once(site):
     first = await site.api.create("a", request_id="r1")
     assert (await site.api.create("a", request_id="r1")).uid == first.uid
