@@ -115,7 +115,10 @@ cdef Block* build_block(CpuState* cpu, uint8_t* host, gpa_t gpa, uint64_t linear
             if before != 0:
                 fuse(&ops[n_ops - 1], before, &d)
         before = d.handler if not d.lock else 0
-        n_ops += made
+        # NOPs at a block's head (ENDBR, room for tracers) count, and that is all they do. Further on they stay: a store
+        # before them may change them
+        if n_ops != 0 or ops[0].fn != fn_nop:
+            n_ops += made
         n_insns += 1
         n_bytes += d.count
         host2 = d.host2
@@ -151,7 +154,7 @@ cdef void fault_op(Op* op, Decoder* d, uint32_t offset, uint32_t index) noexcept
 cdef void end_op(Op* op, uint32_t key, uint32_t offset, uint32_t index) noexcept nogil:
     """Behind the last instruction of a block that goes on with the next one."""
     memset(op, 0, sizeof(Op))
-    op.fn = op_end if key & KEY_CODE == KEY_CODE64 else op_end_legacy
+    op.fn = op_end if key & KEY_CODE == KEY_CODE64 or key & KEY_FLAT else op_end_legacy
     op.offset = <uint16_t>offset
     op.index = <uint16_t>index
     op.opcode = 0xFFFF

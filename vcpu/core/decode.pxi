@@ -11,15 +11,19 @@ cdef handler_t lock_table[16384]         # what runs with a LOCK prefix, by the 
 cdef RowRecord* row_records = NULL
 cdef uint16_t row_index[4 * 256 * 2]
 cdef handler_t based_table[16384]        # … where the address has no index
+cdef handler_t flat_table[16384]         # … in flat 32-bit code
+cdef handler_t branch_table[16]          # conditional branches that follow links
+cdef uint32_t jcc_legacy = 0             # number of the one that does not
 cdef handler_t* fused_table = NULL       # [number * 16 + condition]: with the conditional branch behind it
 cdef handler_t fn_ea_seg = <handler_t>op_missing
+cdef handler_t fn_nop = NULL
 cdef object _tables = None               # keeps the bytes under row_records alive
 cdef dict _handler_ids = {}
 
 
 def load_tables(bytes index, bytes records, dict ids):
     """The packed table of vcpu.isa.table, and the number of each handler's name."""
-    global row_records, _tables, _handler_ids, fused_table
+    global row_records, _tables, _handler_ids, fused_table, jcc_legacy
     cdef int i
     if len(ids) >= MAX_HANDLERS or len(index) != sizeof(row_index) or len(records) % sizeof(RowRecord):
         raise ValueError("the packed instruction table does not fit")
@@ -27,10 +31,12 @@ def load_tables(bytes index, bytes records, dict ids):
     row_records = <RowRecord*><char*>records
     memcpy(row_index, <char*>index, sizeof(row_index))
     _handler_ids = ids
+    jcc_legacy = ids["jcc_legacy"]
     for i in range(MAX_HANDLERS):
         handler_table[i] = op_missing
         lock_table[i] = op_missing
         based_table[i] = NULL
+        flat_table[i] = NULL
     free(fused_table)
     fused_table = <handler_t*>calloc((len(ids) + 1) * 16, sizeof(handler_t))
     if fused_table == NULL:
@@ -42,8 +48,12 @@ CONDITIONS = ("o", "no", "b", "nb", "z", "nz", "be", "nbe", "s", "ns", "p", "np"
 
 def register_handler(str name, uint64_t address):
     """A handler extension brings op_<name>. Names that no row asks for are ignored, but for ea_seg, the address step,
-    and for better versions of a handler: lock_<name>, based_<name>, fused_<name>_<condition>."""
-    global fn_ea_seg
+    and for better versions of a handler: lock_<name>, based_<name>, flat_<name>, fused_<name>_<condition>."""
+    global fn_ea_seg, fn_nop
+    if name == "nop":
+        fn_nop = <handler_t>address
+    if name[:1] == "j" and name[1:] in CONDITIONS:
+        branch_table[<int>CONDITIONS.index(name[1:])] = <handler_t>address
     kind, _, plain = name.partition("_")
     number = _handler_ids.get(name)
     if number is not None:
@@ -54,6 +64,8 @@ def register_handler(str name, uint64_t address):
         lock_table[<uint32_t>_handler_ids[plain]] = <handler_t>address
     elif kind == "based" and plain in _handler_ids:
         based_table[<uint32_t>_handler_ids[plain]] = <handler_t>address
+    elif kind == "flat" and plain in _handler_ids:
+        flat_table[<uint32_t>_handler_ids[plain]] = <handler_t>address
     elif kind == "fused":
         plain, _, condition = plain.rpartition("_")
         fused_table[<uint32_t>_handler_ids[plain] * 16 + <uint32_t>CONDITIONS.index(condition)] = <handler_t>address
@@ -407,6 +419,8 @@ cdef uint32_t fill_memory(RowRecord* row, Decoder* d, Op* op, Op* step) noexcept
             return 0
     step[0] = op[0]
     step.fn = fn_ea_seg
+    if d.key & KEY_FLAT and d.adsize == 4 and (d.segment == SEG_DS or d.segment == SEG_SS or d.segment == SEG_ES):
+        step.fn = op_ea_flat
     step.opsize = <uint8_t>(op.opsize if row.memory == MEMORY_BY_SIZE else row.memory if row.memory < 255 else 0)
     if row.flags & ROW_WRITE:
         step.flags |= OPF_WRITE
@@ -464,13 +478,20 @@ cdef uint32_t decode_insn(Decoder* d, Op* ops, uint32_t offset, uint32_t index, 
         return 2 if op != ops else 1
     d.handler = row.handlers[slot * 2]
     op.fn = handler_table[d.handler]
+    if d.key & KEY_FLAT and d.opsize == 4 and d.adsize == 4:
+        if d.handler == jcc_legacy:
+            op.fn = branch_table[d.opcode & 15]
+        elif flat_table[d.handler] != NULL:
+            op.fn = flat_table[d.handler]
     return 1
 
 
 cdef inline void fuse(Op* before, uint32_t handler, Decoder* d) noexcept nogil:
-    """A comparison right before a conditional branch of 64-bit code: its handler does both."""
+    """A comparison right before a conditional branch that follows links: its handler does both."""
     cdef handler_t both
-    if d.key & KEY_CODE != KEY_CODE64 or not ((d.map == 0 and d.opcode & 0xF0 == 0x70) or (d.map == 1 and d.opcode & 0xF0 == 0x80)):
+    if not (d.key & KEY_CODE == KEY_CODE64 or (d.key & KEY_FLAT and d.opsize == 4 and d.adsize == 4)):
+        return
+    if not ((d.map == 0 and d.opcode & 0xF0 == 0x70) or (d.map == 1 and d.opcode & 0xF0 == 0x80)):
         return
     both = fused_table[handler * 16 + (d.opcode & 15)]
     if both != NULL:

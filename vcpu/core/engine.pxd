@@ -32,6 +32,7 @@ cdef enum:
     KEY_TS = 256                 # CR0.TS: x87, MMX, SSE are #NM
     KEY_MP = 512                 # CR0.MP: with TS, WAIT is #NM
     KEY_NO_SSE = 1024            # not CR4.OSFXSR: SSE is #UD
+    KEY_FLAT = 2048              # 32-bit code, CS SS DS ES are all of 4 GiB from 0: the loop sets it, mode_update clears it
     KEY_STEP = 1 << 15           # one instruction, then the loop
     # aflags, as `lahf; seto al` leave them
     AF_CF = 1 << 8

@@ -46,10 +46,23 @@ cdef void op_stale(CpuState* cpu, Op* op) noexcept nogil:
     next_block(cpu)
 
 
+cdef void op_ea_flat(CpuState* cpu, Op* op) noexcept nogil:
+    """The address step of flat 32-bit code: nothing to check."""
+    cpu.regs[20] = <uint32_t>ea(cpu, op)
+    op[1].fn(cpu, op + 1)
+
+
+cdef inline uint64_t linked_rip(CpuState* cpu) noexcept nogil:
+    """SLOT_RIP as a link has left it; flat 32-bit code wraps at 4 GiB."""
+    if not cpu.code64:
+        cpu.regs[17] &= 0xFFFFFFFFU
+    return cpu.regs[17]
+
+
 cdef void op_link(CpuState* cpu, Op* op) noexcept nogil:
     """A link nobody followed yet, or one to another page. rip and count are done."""
     cdef Link* link = <Link*>op
-    cdef uint64_t rip = cpu.regs[17]
+    cdef uint64_t rip = linked_rip(cpu)
     cdef Block* block
     if (rip - <uint64_t>link.delta ^ rip) >> PAGE_SHIFT:
         link.fn = op_link_far
@@ -67,7 +80,7 @@ cdef void op_link(CpuState* cpu, Op* op) noexcept nogil:
 cdef void op_link_far(CpuState* cpu, Op* op) noexcept nogil:
     """To another page: good while the TLB says that the target's first byte is where it was."""
     cdef Link* link = <Link*>op
-    cdef uint64_t rip = cpu.regs[17]
+    cdef uint64_t rip = linked_rip(cpu)
     cdef uint8_t* host = probe_exec(cpu, rip)
     cdef Block* block
     if host != NULL and host == link.far_host:
@@ -141,7 +154,9 @@ cdef Block* loop_block(CpuState* cpu, uint32_t key) noexcept nogil:
     cdef uint8_t* host2
     cdef Block* block
     if not cpu.code64:
-        linear = (linear + cpu.seg[SEG_CS].base) & 0xFFFFFFFFU
+        if key & KEY_FLAT:
+            cpu.rip &= 0xFFFFFFFFU
+        linear = (cpu.rip + cpu.seg[SEG_CS].base) & 0xFFFFFFFFU
         if cpu.rip > cpu.seg[SEG_CS].limit:
             fault_at_rip(cpu, VECTOR_GP, 0)
             return NULL
@@ -164,11 +179,28 @@ cdef Block* loop_block(CpuState* cpu, uint32_t key) noexcept nogil:
     return block
 
 
+cdef inline bint is_flat_data(Segment* seg) noexcept nogil:
+    return (seg.base == 0 and seg.limit == 0xFFFFFFFFU
+            and seg.rights & (AR_UNUSABLE | AR_P | AR_S | AR_CODE | AR_EXPAND | AR_WRITE) == AR_P | AR_S | AR_WRITE)
+
+
+cdef bint is_flat(CpuState* cpu) noexcept nogil:
+    """32-bit protected mode in which no segment but FS and GS can refuse or move anything."""
+    return (cpu.mode_key & (KEY_CODE | KEY_PE | KEY_VM86 | KEY_SS32) == KEY_CODE32 | KEY_PE | KEY_SS32
+            and cpu.seg[SEG_CS].base == 0 and cpu.seg[SEG_CS].limit == 0xFFFFFFFFU
+            and is_flat_data(&cpu.seg[SEG_SS]) and is_flat_data(&cpu.seg[SEG_DS]) and is_flat_data(&cpu.seg[SEG_ES]))
+
+
 cdef void run_blocks(CpuState* cpu) noexcept nogil:
     """From cpu.rip on until something wants the loop."""
     cdef Block* block
     cdef bint step = cpu.mode_key & KEY_STEP or cpu.interruptibility & BLOCKING
-    cdef uint32_t key = cpu.mode_key
+    cdef uint32_t key
+    if not cpu.code64:
+        cpu.mode_key &= ~<uint32_t>KEY_FLAT
+        if is_flat(cpu):
+            cpu.mode_key |= KEY_FLAT
+    key = cpu.mode_key
     if not step:
         block = loop_block(cpu, key)
         if block == NULL:

@@ -81,7 +81,7 @@ CONTROL = [
     system("wbinvd", "0F 08", mnemonic="invd", intercept="INVD", sdm="2A INVD"),
     system("wbinvd", "0F 09", intercept="WBINVD", sdm="2C WBINVD"),
     system("hlt", "F4", intercept="HLT", sdm="2A HLT"),
-    system("pause", "F3 90 +r", "o", block="continues", intercept="PAUSE", sdm="2B PAUSE"),
+    system("pause", "F3 90", block="continues", intercept="PAUSE", sdm="2B PAUSE"),
     system("cli", "FA", block="continues", sdm="2A CLI"),
     system("sti", "FB", sdm="2B STI"),
     system("clac", "NP 0F 01 CA", block="continues", cpuid="SMAP", sdm="2A CLAC"),

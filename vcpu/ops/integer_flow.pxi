@@ -418,3 +418,60 @@ cdef void op_bound(CpuState* cpu, Op* op) noexcept nogil:
         fault(cpu, op, VECTOR_BR, NO_ERROR_CODE)
         return
     op[1].fn(cpu, op + 1)
+
+
+# ------------------------------------------------------------------ flat 32-bit code (KEY_FLAT): links, and no segment to ask
+
+cdef void op_flat_jmp_rel_legacy(CpuState* cpu, Op* op) noexcept nogil:
+    chain(cpu, <Link*>(op + 1), op.index + 1)
+
+
+cdef void op_flat_loop_legacy(CpuState* cpu, Op* op) noexcept nogil:
+    op_loop(cpu, op)
+
+
+cdef void op_flat_jcxz_legacy(CpuState* cpu, Op* op) noexcept nogil:
+    op_jcxz(cpu, op)
+
+
+cdef void op_flat_call_rel_legacy(CpuState* cpu, Op* op) noexcept nogil:
+    cdef uint64_t gva = <uint32_t>(cpu.regs[4] - 4)
+    cdef TlbEntry* entry = tlb_entry(cpu, gva)
+    if (gva ^ entry.write_tag) > <uint64_t>(PAGE_SIZE - 4):
+        op_call_rel_legacy(cpu, op)
+        return
+    (<uint32_t*>(gva + entry.addend))[0] = <uint32_t>(op_rip(cpu, op) + op.length)
+    cpu.regs[4] = gva
+    chain(cpu, <Link*>(op + 1), op.index + 1)
+
+
+cdef void op_flat_ret_legacy(CpuState* cpu, Op* op) noexcept nogil:
+    cdef uint64_t gva = <uint32_t>cpu.regs[4]
+    cdef TlbEntry* entry = tlb_entry(cpu, gva)
+    if (gva ^ entry.read_tag) > <uint64_t>(PAGE_SIZE - 4):
+        op_ret_legacy(cpu, op)
+        return
+    cpu.regs[4] = <uint32_t>(gva + 4)
+    branch_indirect(cpu, op, (<uint32_t*>(gva + entry.addend))[0])
+
+
+cdef void op_flat_push_o_legacy(CpuState* cpu, Op* op) noexcept nogil:
+    cdef uint64_t gva = <uint32_t>(cpu.regs[4] - 4)
+    cdef TlbEntry* entry = tlb_entry(cpu, gva)
+    if (gva ^ entry.write_tag) > <uint64_t>(PAGE_SIZE - 4):
+        op_push_o_legacy(cpu, op)
+        return
+    (<uint32_t*>(gva + entry.addend))[0] = reg32(cpu, op.b)[0]
+    cpu.regs[4] = gva
+    op[1].fn(cpu, op + 1)
+
+
+cdef void op_flat_pop_o_legacy(CpuState* cpu, Op* op) noexcept nogil:
+    cdef uint64_t gva = <uint32_t>cpu.regs[4]
+    cdef TlbEntry* entry = tlb_entry(cpu, gva)
+    if (gva ^ entry.read_tag) > <uint64_t>(PAGE_SIZE - 4):
+        op_pop_o_legacy(cpu, op)
+        return
+    cpu.regs[4] = <uint32_t>(gva + 4)
+    reg64(cpu, op.b)[0] = (<uint32_t*>(gva + entry.addend))[0]
+    op[1].fn(cpu, op + 1)

@@ -216,16 +216,11 @@ cdef void op_hlt(CpuState* cpu, Op* op) noexcept nogil:
 
 
 cdef void op_pause(CpuState* cpu, Op* op) noexcept nogil:
-    """F3 90: a spin loop's hint. With another register than rAX it is XCHG, and F3 means nothing."""
-    cdef uint64_t first = cpu.regs[0]
-    if op.b != 0:
-        write_reg(cpu, 0, reg64(cpu, op.b)[0], op.opsize)
-        write_reg(cpu, op.b, first, op.opsize)
-    elif cpu.proc_controls & PROC_PAUSE:
+    """F3 90: a spin loop's hint; on Intel's processors also with REX.B, where 90 alone would be XCHG with R8."""
+    if cpu.proc_controls & PROC_PAUSE:
         vm_exit_op(cpu, op, EXIT_REASON_PAUSE, 0)
         return
-    else:
-        cpu_spins(cpu)
+    cpu_spins(cpu)
     op[1].fn(cpu, op + 1)
 
 
