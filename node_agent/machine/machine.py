@@ -110,8 +110,11 @@ class Machine:
             self.vmcs[0][getattr(vcpu, name)] = value
         for name, value in state.registers.items():
             self.cpus[0].set(name, value)
-        # an entry whose time is up: the state is checked and becomes the processor's, nothing runs
+        # an entry whose time is up: the state is checked and becomes the processor's, nothing runs; a kick from before
+        # a reset may come first
         entry = self.cpus[0].run(self.vmcs[0], deadline_ns=0)
+        while entry.reason == vcpu.EXIT_REASON_EXTERNAL_INTERRUPT:
+            entry = self.cpus[0].run(self.vmcs[0], deadline_ns=0)
         if entry.reason != vcpu.EXIT_REASON_PREEMPTION_TIMER:
             raise SpecError("kernel", f"cannot be entered: {entry!r}")
 
@@ -215,10 +218,11 @@ class Machine:
             self._runner.resume()
 
     def pause(self) -> None:
-        """Returns when nothing of the guest moves; its clock stands still."""
+        """Returns when nothing of the guest moves and all it said was handed over; its clock stands still."""
         if not self._paused_by_caller:
             self._paused_by_caller = True
             self._runner.pause()
+            self.output.flush()
             self.clock.pause()
 
     def resume(self) -> None:

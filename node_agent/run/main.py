@@ -66,6 +66,8 @@ class Session:
             if not self._left.wait(timeout_s):
                 self.leave(EXIT_TIMEOUT)
             self.machine.stop()
+        if self._status == EXIT_TIMEOUT:
+            print(f"virga run: stopped after {timeout_s:g} s", file=sys.stderr)
         end = self.machine.wait(0)
         if self._status is not None and end.kind is ExitKind.STOPPED:
             return self._status
