@@ -1,11 +1,14 @@
 """Which frames to send, as arrays.
 
-Owns:    bitmaps to runs of frames; telling frames that are all zero.
+Owns:    bitmaps to runs of frames; telling frames that are all zero, or were never touched.
 Never:   sends.
 Threads: any; numpy lets go of the GIL while it reads memory.
 """
 
 from __future__ import annotations
+
+import errno
+import os
 
 import numpy as np
 
@@ -31,6 +34,23 @@ def filled(memory: memoryview, first: int, count: int) -> np.ndarray:
     """Boolean per frame of [first, first + count): true where any byte is not zero."""
     words = np.frombuffer(memory, np.uint64, count * _WORDS, first * FRAME).reshape(count, _WORDS)
     return np.bitwise_or.reduce(words, axis=1) != 0
+
+
+def backed(fd: int, frames: int) -> np.ndarray:
+    """Boolean per frame of a memory file: false where it has a hole, which is zeros that cost nothing until somebody
+    looks at them."""
+    mask = np.zeros(frames, bool)
+    at, end = 0, frames * FRAME
+    while at < end:
+        try:
+            first = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:                    # no data behind `at`
+                break
+            raise
+        at = os.lseek(fd, first, os.SEEK_HOLE)
+        mask[first // FRAME:-(-at // FRAME)] = True
+    return mask
 
 
 def split(rows: np.ndarray, limit: int) -> np.ndarray:

@@ -239,7 +239,8 @@ class Outgoing(Side):
         """Rounds, while the guest runs. Returns what is dirty when it is time to stop."""
         limit = self._order.max_rounds or MAX_ROUNDS
         stop_below_s = (self._order.stop_below_ms or STOP_BELOW_MS) / 1e3
-        mask = np.ones(len(self.vm.machine.space.memory) // pages.FRAME, bool)
+        space = self.vm.machine.space
+        mask = pages.backed(space.fd, len(space.memory) // pages.FRAME)       # after the dirty log began
         rate = MIN_BYTES_PER_S
         for number in range(1, limit + 1):
             before_ns, before_bytes = self.vm.clock.monotonic_ns(), sender.bytes
