@@ -122,6 +122,20 @@ def test_nmi_by_message(guest: LongMode) -> None:
     assert guest.run("nop; nop").vector == NMI
 
 
+def test_an_nmi_during_an_nmi_waits_for_iret(guest: LongMode) -> None:
+    guest.run(ENABLE + "hlt")
+    guest.space.deliver_msi(0xFEE00000, 0x400)
+    assert guest.run("nop; nop").vector == NMI
+    guest.space.deliver_msi(0xFEE00000, 0x400)
+    halted = guest.cpu.get("rip")
+    assert guest.cpu.run(guest.vmcs, quantum=100).reason == vcpu.EXIT_REASON_HLT        # and no endless look at it
+    assert guest.cpu.get("rip") == halted
+    guest.space.write(halted, b"\x48\xcf")                          # iretq, back to the second nop; then the other NMI
+    guest.vmcs[vcpu.GUEST_ACTIVITY_STATE] = 0
+    guest.cpu.run(guest.vmcs, quantum=2)
+    assert guest.cpu.get("rip") == 0x10000 + 16 * NMI
+
+
 def test_the_pic_comes_through_lint0(guest: LongMode) -> None:
     asked: list[int] = []
 
