@@ -13,6 +13,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from node_agent.migration.stream import is_loopback
+
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d+)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -77,5 +79,14 @@ def parse(argv: list[str]) -> Config:
         parser.error("--memory must be at least 1M")
     if a.cpus < 1:
         parser.error("--cpus must be at least 1")
+    host, _, port = a.controller.rpartition(":")
+    if not host or not port.isdigit():
+        parser.error(f"--controller {a.controller!r}: write host:port")
+    if a.tls_ca is None and not is_loopback(host.strip("[]")):
+        parser.error(f"--controller {a.controller} is off loopback: give --tls-ca, tokens do not travel in clear")
+    if (a.tls_cert is None) != (a.tls_key is None):
+        parser.error("--tls-cert and --tls-key go together")
+    if a.tls_cert is None and not is_loopback(a.address):
+        parser.error(f"--address {a.address} is off loopback: give --tls-cert and --tls-key for the memory stream")
     return Config(a.name, a.state.resolve(), a.controller, a.token_file, a.metrics, a.memory, a.cpus, a.labels,
                   a.address, a.tls_ca, a.tls_cert, a.tls_key)

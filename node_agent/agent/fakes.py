@@ -40,10 +40,12 @@ class FakeController(rpc.AgentServiceServicer):
 
     # ---- for tests -------------------------------------------------------------------------------------------
 
-    async def start(self, port: int = 0) -> None:
+    async def start(self, port: int = 0, credentials: grpc.ServerCredentials | None = None) -> None:
         self._server = grpc.aio.server()
         rpc.add_AgentServiceServicer_to_server(self, self._server)
-        self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
+        address = f"127.0.0.1:{port}"
+        self.port = self._server.add_secure_port(address, credentials) if credentials else \
+            self._server.add_insecure_port(address)
         await self._server.start()
 
     async def stop(self) -> None:

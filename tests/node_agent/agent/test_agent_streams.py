@@ -3,11 +3,13 @@
 import asyncio
 import urllib.request
 
+import grpc
 import pytest
 
 from node_agent.agent.fakes import FakeController
 from node_agent.agent.node_files import NodeFilesError
 from node_agent.console.ring import RingReader
+from tests.servers.certificates import make_certificate, needs_openssl
 from tests.servers.etcd import free_port
 from virga.agent.v1 import agent_pb2 as agent
 from virga.v1 import vm_pb2 as v1
@@ -180,3 +182,24 @@ async def test_a_wrong_token_is_not_let_in(nodes, controller):
     await asyncio.gather(starting, return_exceptions=True)
 
 
+
+
+@needs_openssl
+async def test_an_agent_under_tls(nodes, controller, tmp_path):
+    ca, other = make_certificate(tmp_path, "ca"), make_certificate(tmp_path, "other-ca")
+    cert, key = make_certificate(tmp_path, "controller", ca)
+    secure = FakeController()
+    await secure.start(credentials=grpc.ssl_server_credentials([(key.read_bytes(), cert.read_bytes())]))
+    nodes.controller = secure
+    secure.add_image(nodes.kernel)
+    await nodes.start("n1", tls_ca=ca[0])
+    secure.want("n1", [nodes.vm("vm1")])
+    await nodes.until_state("n1", "vm1", v1.VM_STATE_RUNNING)
+    starting = asyncio.create_task(nodes.start("n2", tls_ca=other[0]))
+    await asyncio.sleep(0.5)
+    assert [hello.node for hello in secure.hellos] == ["n1"], "a controller with a stranger's certificate is not obeyed"
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+    await nodes.stop("n2")
+    await nodes.stop("n1")
+    await secure.stop()

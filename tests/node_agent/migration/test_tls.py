@@ -1,34 +1,19 @@
 """The memory stream under TLS: both sides show certificates, and who has none of ours gets nothing."""
 
 import asyncio
-import shutil
-import subprocess
 
 import pytest
 
 from node_agent.migration import sides
 from node_agent.migration.protocol import Source, Target
-from tests.node_agent.migration.test_sides import Pair, Ticks
 from node_agent.vmprocess import files
 from node_agent.vmprocess.fakes import FakeMachines
 from node_agent.vmprocess.process import VmProcess
+from tests.node_agent.migration.test_sides import Pair, Ticks
+from tests.servers.certificates import make_certificate, needs_openssl
 from virga.vmm.v1 import vmm_pb2 as pb
 
-pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl command to make certificates with")
-
-
-def make_certificate(folder, name, ca=None):
-    """A certificate for 127.0.0.1, by itself or by `ca`; (cert, key)."""
-    cert, key = folder / f"{name}.crt", folder / f"{name}.key"
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-               "-days", "2", "-subj", f"/CN={name}", "-keyout", str(key), "-out", str(cert)]
-    if ca is None:
-        command += ["-addext", "basicConstraints=critical,CA:TRUE"]
-    else:
-        command += ["-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE",
-                    "-CA", str(ca[0]), "-CAkey", str(ca[1])]
-    subprocess.run(command, check=True, capture_output=True)
-    return cert, key
+pytestmark = needs_openssl
 
 
 @pytest.fixture(scope="module")
