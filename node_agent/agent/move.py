@@ -104,12 +104,24 @@ class Move:
         order = self.order
         self.holds_the_vm = False
         if order is None:
-            if is_incoming(self.vm.record):
-                self.holds_the_vm = True                # in doubt, whole or not: the controller will say
-            return None
+            return await self._without_order()
         if order.role == agent.MIGRATION_ROLE_TARGET:
             return await self._target(order)
         return await self._source(order)
+
+    async def _without_order(self) -> float | None:
+        """No migration, or one that was over before this agent came back: then ownership alone says it."""
+        vm, want = self.vm, self.vm.desired
+        if is_incoming(vm.record):
+            self.holds_the_vm = True                    # in doubt, whole or not: a REMOVE or an order will say
+        elif vm.client is not None and vm.seen is not None and vm.seen.state == pb.VM_STATE_HELD:
+            self.holds_the_vm = True
+            if want is not None and want.generation > max(vm.seen.generation, vm.node.files.floor(vm.uid) - 1):
+                vm.record.generation = want.generation
+                await vm.save(durable=False)
+                await vm.client.call(decide=pb.Decide(id=vm.seen.migration.id, generation=want.generation, mine=True))
+                return 0.0
+        return None
 
     # ---- target ----------------------------------------------------------------------------------------------
 

@@ -125,7 +125,7 @@ class LocalVm:
     async def _step(self) -> float | None:
         """Do what is next; seconds until to look again, None: when woken."""
         want = self.desired
-        if self.process is not None and self.client is None:
+        if self.process is not None and self.client is None and not self.corrupt:
             try:
                 await self._connect()
             except (Gone, CallFailed, TimeoutError):
@@ -154,6 +154,8 @@ class LocalVm:
                 self._note_lost_end()
         except files.CorruptRecord as error:
             self.corrupt = str(error)
+            with contextlib.suppress(files.CorruptRecord):
+                self.process = self._process_on_disk()        # left alone, but a removal has to end it
             log.error("%s: left alone", error, extra=self.extra)
 
     def _process_on_disk(self) -> ProcessId | None:

@@ -165,6 +165,20 @@ async def test_agents_killed_in_doubt_learn_the_decision_when_they_are_back(move
     assert numbers == list(range(len(numbers)))
 
 
+async def test_a_source_whose_agent_slept_through_the_abort_goes_on(movers, nodes, controller):
+    movers.allow = False
+    await movers.until_ready()
+    await nodes.crash("n1")
+    controller.want("n1", [nodes.vm("vm1", append="count dirty=5")])        # undecided: of the same generation
+    await nodes.start("n1")
+    await movers.stands_still("n1")
+    controller.want("n1", [nodes.vm("vm1", append="count dirty=5", generation=2)])      # the order is over and gone
+    await movers.counts_on("n1")
+    await controller.until(lambda: controller.vms["n1", "vm1"].generation == 2)
+    numbers = movers.numbers("n1")
+    assert numbers == list(range(len(numbers)))
+
+
 async def test_a_target_that_dies_before_the_decision_gives_up(movers, nodes, controller):
     movers.allow = False
     await movers.until_ready()

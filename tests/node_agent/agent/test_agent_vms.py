@@ -137,10 +137,11 @@ async def test_a_corrupt_record_is_that_vms_trouble_alone(nodes, controller):
     vm = await nodes.until_state("n1", "vm1", v1.VM_STATE_UNKNOWN, "STATE_CORRUPT")
     assert str(record) in vm.message
     await nodes.until_state("n1", "vm2", v1.VM_STATE_RUNNING)
-    assert nodes.process("n1", "vm1").alive(), "left alone"
+    process = nodes.process("n1", "vm1")
+    assert process.alive(), "left alone"
     controller.want("n1", [agent.DesiredVm(uid="vm1", disposition=agent.DISPOSITION_REMOVE, generation=1 << 62)])
     await controller.until(lambda: controller.vms["n1", "vm1"].gone)
-    assert not record.exists()
+    assert not record.exists() and not process.alive()
 
 
 async def test_a_controller_that_comes_back_finds_everything_as_it_was(nodes, controller):
