@@ -39,7 +39,8 @@ FEATURES = [
     (7, 0, 3, 29, "mov ecx, 0x10a; rdmsr"), (7, 2, 3, 4, "mov ecx, 0x48; mov eax, 0x400; xor edx, edx; wrmsr"),
     (0xD, 1, 0, 0, "mov rax, cr4; bts rax, 18; mov cr4, rax; mov eax, 3; xor edx, edx; xsaveopt [0x9000]"),
     (0xD, 1, 0, 1, "mov rax, cr4; bts rax, 18; mov cr4, rax; mov eax, 3; xor edx, edx; xsavec [0x9000]"),
-    (0x80000001, 0, 2, 0, "lahf"), (0x80000001, 0, 3, 27, "rdtscp"),
+    (0x80000001, 0, 2, 0, "lahf"), (0x80000001, 0, 2, 5, "lzcnt eax, ebx"), (0x80000001, 0, 2, 8, "prefetchw [0x9000]"),
+    (0x80000001, 0, 3, 27, "rdtscp"),
 ]
 ABSENT = [
     (1, 0, 2, 3, "monitor"), (1, 0, 2, 5, "vmxoff"), (1, 0, 2, 12, "vfmadd132ps xmm0, xmm1, xmm2"),

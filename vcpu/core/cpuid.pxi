@@ -27,8 +27,8 @@ cdef enum:
     F7_ECX = 1 << 2
     F7_EDX = 1 << 26 | 1 << 29
     F72_EDX = 1 << 4                             # leaf 7, subleaf 2: BHI_CTRL, SPEC_CTRL.BHI_DIS_S
-    # 0x80000001: LAHF | SYSCALL (64-bit mode only), NX, 1 GiB pages, RDTSCP, LM
-    F81_ECX = 1 << 0
+    # 0x80000001: LAHF, LZCNT, PREFETCHW | SYSCALL (64-bit mode only), NX, 1 GiB pages, RDTSCP, LM
+    F81_ECX = 1 << 0 | 1 << 5 | 1 << 8
     F81_EDX_SYSCALL = 1 << 11
     F81_EDX = 1 << 20 | 1 << 26 | 1 << 27 | 1 << 29
     XSAVE_SIZE = 576                             # legacy area and header: x87 and SSE

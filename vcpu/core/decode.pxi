@@ -454,8 +454,8 @@ cdef uint32_t decode_insn(Decoder* d, Op* ops, uint32_t offset, uint32_t index, 
     op.flags = OPF_ADDR16 if d.adsize == 2 else OPF_ADDR32 if d.adsize == 4 else OPF_ADDR64
     if d.rep:
         op.flags |= OPF_REP if d.rep == 0xF3 else OPF_REPNE
-    if d.lock:
-        op.flags |= OPF_LOCK
+    if d.lock or (d.map == 0 and d.opcode & 0xFE == 0x86):
+        op.flags |= OPF_LOCK                         # XCHG with memory locks by itself
     if d.rex & 8:
         op.flags |= OPF_REXW
     refused = row_refused(row, d.key)
