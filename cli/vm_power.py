@@ -15,11 +15,11 @@ from cli.output import Progress, emit
 
 
 def sentence(vm: Any) -> str:
-    """One line about a VM that was created or started."""
+    """What became of a VM that was created or started; with its phases, unless they were shown as they came."""
     from cli import waiting
 
     state = waiting.state_of(vm)
-    phases = waiting.summary(vm)
+    phases = "" if Progress().shown else waiting.summary(vm)
     told = f"{vm.name}  {phases}\n" if phases else ""
     if state == "RUNNING":
         return f"{told}{vm.name} is running on {vm.status.node}.  Console: virga vm console {vm.name}"
