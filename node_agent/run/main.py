@@ -68,6 +68,8 @@ class Session:
             self.machine.stop()
         if self._status == EXIT_TIMEOUT:
             print(f"virga run: stopped after {timeout_s:g} s", file=sys.stderr)
+        if self.terminal.lost:
+            raise self.terminal.lost
         end = self.machine.wait(0)
         if self._status is not None and end.kind is ExitKind.STOPPED:
             return self._status

@@ -9,6 +9,7 @@ Threads: `write` from the machine's threads; the reader is its own.
 
 from __future__ import annotations
 
+import errno
 import os
 import termios
 import threading
@@ -52,6 +53,7 @@ class Terminal:
         self._stdin = stdin
         self._stdout = stdout
         self._saved: list | None = None
+        self.lost: OSError | None = None
         self._over = threading.Event()
 
     def __enter__(self) -> Terminal:
@@ -73,7 +75,9 @@ class Terminal:
                 view = view[os.write(self._stdout, view):]
             except BlockingIOError:
                 self._over.wait(RETRY_S)
-            except OSError:                  # nobody reads any more: as if one had left
+            except OSError as error:
+                # a reader that went away is as if one had left; anything else is output lost
+                self.lost = None if error.errno == errno.EPIPE else error
                 self._leave()
                 return
 

@@ -70,6 +70,13 @@ def test_what_is_no_kernel(tmp_path, content, text):
     assert done.returncode == 126 and text in done.stderr
 
 
+def test_output_that_is_lost_is_a_failure(tiny):
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([*RUN, tiny, "--append", "hello"], cwd=ROOT, stdout=full, stderr=subprocess.PIPE,
+                              timeout=PATIENCE_S, check=False)
+    assert done.returncode == 126 and b"No space left" in done.stderr
+
+
 def test_input_by_a_pipe(tiny):
     process = subprocess.Popen([*RUN, tiny, "--append", "echo"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
