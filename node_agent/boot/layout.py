@@ -1,9 +1,10 @@
 """Where things are in the guest's physical memory when it starts.
 
+    0x00000000 interrupt vectors of real mode
     0x00000400 BIOS data      0x00000500 GDT        0x00007000 zero page (Linux)      0x00009000 page tables (4 GiB)
     0x00010000 multiboot information, its memory map and strings
     0x00020000 command line (64 KiB)                            0x0009FC00 EBDA (reserved)
-    0x000E0000 ACPI tables (reserved)                           0x00100000 memory, to at most 3 GiB
+    0x000E0000 ACPI tables (reserved)    0x000FFF00 BIOS stubs   0x00100000 memory, to at most 3 GiB
     0xC0000000 PCI window, to 0xFEC00000 I/O APIC, 0xFEE00000 local APICs
     0x1_00000000 the memory above 3 GiB                         0x80_00000000 window of 64-bit BARs (4 GiB)
 """
@@ -22,6 +23,7 @@ COMMAND_LINE = 0x20000
 COMMAND_LINE_MAX = 0x10000
 EBDA = 0x9FC00
 ACPI = 0xE0000
+BIOS_STUBS = 0xFFF00                 # F000:FF00
 HIGH_MEMORY = 0x100000
 LOW_RAM_END = 0xC0000000             # RAM ends here at the latest and goes on at 4 GiB
 PCI_WINDOW = (0xC0000000, 0xFEC00000)

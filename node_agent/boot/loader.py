@@ -48,11 +48,31 @@ def write_bios_data(space) -> None:
     space.write(layout.EBDA, b"\x01")                   # its own size in KiB
 
 
+# real-mode code: IRET for what hardware raises; for the rest "there is no such function", CF = 1 in the caller's flags;
+# INT 12h: KiB of low memory in AX
+STUB_IGNORED = b"\xcf"
+STUB_REFUSED = b"\x55\x89\xe5\x80\x4e\x06\x01\x5d\xcf"      # push bp; mov bp, sp; or byte [bp+6], 1; pop bp; iret
+STUB_MEMORY = b"\xb8" + struct.pack("<H", layout.EBDA >> 10) + b"\xcf"
+
+
+def write_bios_stubs(space) -> None:
+    """Kernels that go back to real mode (Xen does) call a BIOS; ours knows next to nothing, but it returns."""
+    at, vectors = layout.BIOS_STUBS & 0xFFFF, []
+    for vector in range(256):
+        hardware = vector < 0x10 or 0x70 <= vector < 0x78
+        offset = at if hardware else at + 0x20 if vector == 0x12 else at + 0x10
+        vectors.append(struct.pack("<HH", offset, 0xF000))
+    space.write(0, b"".join(vectors))
+    for offset, code in ((0, STUB_IGNORED), (0x10, STUB_REFUSED), (0x20, STUB_MEMORY)):
+        space.write(layout.BIOS_STUBS + offset, code)
+
+
 def load_kernel(space, cpus: int, kernel: str, initrd: str | None, append: str, modules: tuple[str, ...],
                 cache: Path | None = None) -> StartState:
     """Kernel and what goes with it into memory, ACPI tables too; the boot processor's state. Raises BootError."""
     rsdp = acpi_tables.install(space, cpus)
     write_bios_data(space)
+    write_bios_stubs(space)
     data = unpacked_whole(read_file(kernel), kernel)
     header = multiboot.find_header(data)
     if header and (header.addresses or data[:4] == elf.MAGIC):
