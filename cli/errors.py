@@ -47,7 +47,7 @@ HINTS = {
     "AMBIGUOUS_ID": "give more letters of the id, or the name",
     "DISK_FULL": "free some space in the state folder: virga status names it",
     "NODE_ALIVE": "only a node that is LOST can be forgotten",
-    "NODE_HAS_VMS": "virga vm list -o wide",
+    "NODE_HAS_VMS": "virga vm list -o wide; virga vm delete --forget VM gives up one whose node never comes back",
 }
 KIND_HINTS = {
     "conflict.vm": "another name, or virga vm delete {name}",

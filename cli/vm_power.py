@@ -126,19 +126,36 @@ pause = click.command("pause", help="Stop the processors; the guest's clock stan
 resume = click.command("resume", help="Let a paused VM go on.")(_pausing("ResumeVm", "RUNNING", "resuming"))
 
 
+FORGET_WARNING = ("warning: {name} is forgotten without {node}'s word: where that node still lives, its copy runs on until "
+                  "the node is back with the controller, and is removed then")
+
+
 @click.command()
 @names_argument
+@click.option("--forget", is_flag=True, help="Do not wait for the VM's node: for nodes that never come back. "
+              "A node that still lives unseen runs its copy until it comes back.")
 @wait_options(60)
 @format_option
 @target_options
-def delete(target: Target, names: tuple[str, ...], timeout: float, no_wait: bool, form: str) -> None:
+def delete(target: Target, names: tuple[str, ...], forget: bool, timeout: float, no_wait: bool, form: str) -> None:
     """Stop VMs at once and remove them with their disks and logs."""
     from cli import waiting
+    from cli.errors import CliError
 
-    api, vms = ask_all(target, names, "DeleteVm", "DeleteVmRequest")
-    if not no_wait:
-        waiting.wait_for(api, vms, waiting.gone, timeout, "being deleted", Progress())
-    print_result(vms, form, lambda vm: f"{vm.name} is {'being deleted' if no_wait else 'deleted'}.")
+    api, vms = ask_all(target, names, "DeleteVm", "DeleteVmRequest", forget=forget)
+    if forget:                                                 # the answer says that the records are gone
+        for vm in vms:
+            if vm.status.node:
+                click.echo(FORGET_WARNING.format(name=vm.name, node=vm.status.node), err=True)
+    elif not no_wait:
+        try:
+            waiting.wait_for(api, vms, waiting.gone, timeout, "being deleted", Progress())
+        except CliError as error:
+            if error.kind == "timed_out":
+                error.hint = f"{error.hint}; virga vm delete --forget NAME, if its node never comes back (virga node list)"
+            raise
+    word = "forgotten" if forget else "being deleted" if no_wait else "deleted"
+    print_result(vms, form, lambda vm: f"{vm.name} is {word}.")
 
 
 VERBS = (start, stop, reset, pause, resume, delete)

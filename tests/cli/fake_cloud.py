@@ -110,6 +110,9 @@ class Vms(vm_pb2_grpc.VmServiceServicer):
         return vm_pb2.ResetVmResponse(vm=vm)
 
     def DeleteVm(self, request, context):
+        self.requests.append(request)
+        if request.forget:
+            return vm_pb2.DeleteVmResponse(vm=self.vms.pop(self._find(request.vm, context).uid))
         return vm_pb2.DeleteVmResponse(vm=self._script(request.vm, context, become("DELETING"), "delete"))
 
     def WatchVms(self, request, context):
@@ -222,6 +225,10 @@ class Nodes(node_pb2_grpc.NodeServiceServicer):
 
     def GetNode(self, request, context):
         return node_pb2.GetNodeResponse(node=self._find(request.node, context))
+
+    def DeleteNode(self, request, context):
+        self._find(request.node, context)
+        refuse(context, "FAILED_PRECONDITION", "NODE_HAS_VMS", f"{request.node} holds 1 VMs")
 
     def CordonNode(self, request, context):
         node = self._find(request.node, context)

@@ -23,6 +23,8 @@ def test_cordon_and_drain(virga):
     assert virga("node cordon node-1").out == "node-1 is cordoned: it takes no new VMs.\n"
     assert virga("node drain node-2").out == "node-2 is drained: 2 VMs moved away.\n"
     assert virga("node show node-7").code == 3
+    refused = virga("node delete node-1")
+    assert refused.code == 4 and "virga vm delete --forget VM" in refused.err
 
 
 def test_import_sends_only_what_is_missing_in_order(virga, cloud, tmp_path):

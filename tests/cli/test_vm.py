@@ -159,6 +159,26 @@ def test_delete_waits_until_all_are_gone(virga, cloud):
     assert not cloud.vms.vms
 
 
+def test_delete_that_times_out_names_forget(virga, cloud):
+    cloud.vms.add("web")
+    cloud.vms.scripts["web"] = [become("DELETING")]
+    cloud.vms.hang = True
+    result = virga("vm delete web --timeout 0.3")
+    assert result.code == 6 and "virga vm delete --forget NAME, if its node never comes back" in result.err
+    assert not cloud.vms.requests[0].forget
+
+
+def test_forget_takes_the_answer_for_the_deletion_and_warns(virga, cloud):
+    cloud.vms.add("web", "UNKNOWN", "node-3")
+    cloud.vms.add("new", "PENDING", "")
+    cloud.vms.hang = True                                       # no node will ever say that it is gone
+    result = virga("vm delete --forget web new")
+    assert result.code == 0 and result.out == "web is forgotten.\nnew is forgotten.\n"
+    assert [request.forget for request in cloud.vms.requests] == [True, True] and not cloud.vms.vms
+    assert "warning: web is forgotten without node-3's word" in result.err
+    assert "warning: new" not in result.err                     # no node ever had it
+
+
 def test_migrate_reports_gap_and_decision(virga, cloud):
     cloud.vms.add("web")
     record = json.loads(virga("vm migrate web --to node-2 -o json").out)
