@@ -270,3 +270,47 @@ def test_devices_and_vcpus_write_while_pages_are_harvested() -> None:
     harvest()
     assert copy == machine.space.memory[0x300000:0x500000]
     assert machine.read(0x300000) == 60
+
+
+def test_devices_come_and_go_under_running_vcpus() -> None:
+    """Tables are replaced, pages harvested, messages sent and code overwritten while three vCPUs talk to devices."""
+    class Echo:
+        """Keeps what was written; a write also goes to memory, as DMA does."""
+
+        def read(self, address: int, size: int) -> int:
+            return address & 0xFF
+
+        def write(self, address: int, size: int, value: int) -> None:
+            machine.space.write(0x700000, b"\x90" * 16)
+
+    machine = Machine(3, "real")
+    device = Echo()
+    machine.space.add_ports(0x510, 4, device)
+    machine.load("nop; mov eax, 7; ret", PATCHED)
+    body = f"""mov r8d, 4000; mov r9d, {PATCHED}; sti
+    1: mov edx, 0x511; in al, dx; cmp al, 0x11; jne 3f; out dx, al; call r9; cmp eax, 7; jne 3f
+    mov edx, 0x600; in al, dx; lock inc dword ptr [{COUNTER}]; dec r8d; jnz 1b; cli; jmp 4f
+    3: ud2
+    4:"""
+    machine.start(START_OTHERS + body, body, {0x45: f"lock inc dword ptr [{TURN}];"})
+    stop = threading.Event()
+    code = machine.space.read(PATCHED, 16)
+
+    def disturb() -> None:
+        machine.space.dirty_start()
+        while not stop.is_set():
+            machine.space.add_ports(0x600, 4, device)
+            machine.space.deliver_msi(0xFEEFF000, 0x45)
+            machine.space.remove_ports(0x600, 4)
+            machine.space.dirty_harvest()
+            machine.space.write(PATCHED, code)
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    try:
+        machine.run_real()
+    finally:
+        stop.set()
+        thread.join()
+    assert machine.read(COUNTER, 4) == 3 * 4000
+    assert machine.read(TURN, 4) > 0
