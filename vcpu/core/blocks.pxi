@@ -18,7 +18,9 @@ cdef enum:
     PROT_WRITE_ = 2
     MAP_PRIVATE_ANONYMOUS_NORESERVE = 0x4022
 
-cdef uint64_t ARENA_BYTES = 32 << 20
+cdef uint64_t ARENA_BYTES = 64 << 20
+cdef uint64_t ARENA_START = 8 << 20          # most code of a boot runs once: a small arena, emptied now and then, loses little
+cdef uint64_t ARENA_SOON = 100000000         # emptied again within so many instructions: the working set is larger
 
 
 cdef inline uint32_t block_hash(const uint8_t* host, uint32_t key) noexcept nogil:
@@ -42,6 +44,7 @@ cdef bint code_cache_init(CpuState* cpu, Space* space) noexcept nogil:
         return False
     cpu.code = cache
     cache.arena_size = ARENA_BYTES
+    cache.arena_limit = ARENA_START
     cache.table = <Block**>map_memory(TABLE_SIZE * sizeof(Block*))
     cache.pages = <Block**>map_memory(space.frames * sizeof(Block*))
     cache.arena = <uint8_t*>map_memory(ARENA_BYTES)
@@ -261,6 +264,18 @@ cdef void drop_all(CpuState* cpu) noexcept nogil:
     memset(cache.table, 0, TABLE_SIZE * sizeof(Block*))
     cache.arena_used = 0
     cache.flushed += 1
+
+
+cdef void make_room(CpuState* cpu) noexcept nogil:
+    """Before a block is built: empty the arena if one may not fit any more."""
+    cdef CodeCache* cache = code_cache(cpu)
+    if cache.arena_used + MAX_OPS * sizeof(Op) + 4096 <= cache.arena_limit:
+        return
+    if cpu.retired - cache.emptied_at < ARENA_SOON and cache.arena_limit < cache.arena_size:
+        cache.arena_limit *= 2
+        return
+    cache.emptied_at = cpu.retired
+    drop_all(cpu)
 
 
 cdef void code_written(CpuState* cpu, gpa_t gpa, uint32_t size) noexcept nogil:

@@ -89,6 +89,8 @@ cdef struct CodeCache:           # the decoded code of one vCPU
     uint8_t* arena
     uint64_t arena_size
     uint64_t arena_used
+    uint64_t arena_limit         # how much of it is used before it is emptied
+    uint64_t emptied_at          # cpu.retired then
     uint64_t decoded             # counters, for stats
     uint64_t dropped
     uint64_t flushed

@@ -173,8 +173,7 @@ cdef Block* loop_block(CpuState* cpu, uint32_t key) noexcept nogil:
             drop_block(cpu, block)
             block = NULL
     if block == NULL:
-        if code_cache(cpu).arena_used + MAX_OPS * sizeof(Op) + 4096 > code_cache(cpu).arena_size:
-            drop_all(cpu)
+        make_room(cpu)
         block = build_block(cpu, host, gpa, linear, key)
     return block
 
