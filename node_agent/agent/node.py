@@ -114,6 +114,9 @@ class Node:
         if wish is not None and wish.disposition == agent.DISPOSITION_REMOVE:
             self._gone[uid] = wish.generation
             return None
+        if wish is None and order is not None and order.role != agent.MIGRATION_ROLE_TARGET:
+            self.migration_results.setdefault(
+                order.uid, (agent.MIGRATION_STEP_FAILED, "VM_NOT_HERE", "the VM is not on this node"))
         if wish is None and (order is None or order.uid in self.migration_results):
             return None
         try:
