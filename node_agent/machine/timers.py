@@ -19,14 +19,20 @@ from threading import RLock
 from typing import Any
 
 
-class Alarm:
-    __slots__ = ("callback",)
+SWEEP_AT = 256                # so many alarms and most of them cancelled: a guest that re-arms in a loop
 
-    def __init__(self, callback: Callable[[], None]) -> None:
+
+class Alarm:
+    __slots__ = ("_queue", "callback")
+
+    def __init__(self, queue: TimerQueue, callback: Callable[[], None]) -> None:
+        self._queue = queue
         self.callback: Callable[[], None] | None = callback
 
     def cancel(self) -> None:
-        self.callback = None
+        if self.callback is not None:
+            self.callback = None
+            self._queue.cancelled += 1
 
 
 class TimerQueue:
@@ -40,10 +46,15 @@ class TimerQueue:
         self._heap: list[tuple[int, int, Alarm]] = []
         self._age = itertools.count()
         self._tasks: deque[Callable[[], Any]] = deque()
+        self.cancelled = 0        # alarms in the heap that will not ring, about
 
     def at(self, deadline_ns: int, callback: Callable[[], None]) -> Alarm:
-        alarm = Alarm(callback)
+        alarm = Alarm(self, callback)
         with self._lock:
+            if len(self._heap) > SWEEP_AT and self.cancelled > len(self._heap) // 2:
+                self._heap = [entry for entry in self._heap if entry[2].callback is not None]
+                heapq.heapify(self._heap)
+                self.cancelled = 0
             first = not self._heap or deadline_ns < self._heap[0][0]
             heapq.heappush(self._heap, (deadline_ns, next(self._age), alarm))
         if first:
@@ -62,6 +73,7 @@ class TimerQueue:
         with self._lock:
             while self._heap and self._heap[0][2].callback is None:
                 heapq.heappop(self._heap)
+                self.cancelled = max(self.cancelled - 1, 0)
             return self._heap[0][0] if self._heap else None
 
     def run_due(self) -> None:
@@ -71,7 +83,8 @@ class TimerQueue:
                 deadline_ns = self.next_ns()
                 if deadline_ns is None or deadline_ns > self.now_ns():
                     return
-                callback = heapq.heappop(self._heap)[2].callback
+                alarm = heapq.heappop(self._heap)[2]
+                callback, alarm.callback = alarm.callback, None      # one that rang needs no cancelling
                 if callback is not None:
                     callback()
 

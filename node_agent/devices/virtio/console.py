@@ -46,7 +46,7 @@ class Console(Backend):
 
     def notify(self, queue: int) -> None:
         work = self._fill if queue == RX else self._drain
-        self._tasks.submit(lambda: self.transport.guarded(work), DELAY_NS)
+        self.transport.later(self._tasks, work, DELAY_NS)
 
     def _fill(self) -> None:
         queue = self.transport.queues[RX]

@@ -25,7 +25,7 @@ class Rng(Backend):
         self._entropy = entropy
 
     def notify(self, queue: int) -> None:
-        self._tasks.submit(lambda: self.transport.guarded(self._serve), DELAY_NS)
+        self.transport.later(self._tasks, self._serve, DELAY_NS)
 
     def _serve(self) -> None:
         queue = self.transport.queues[0]

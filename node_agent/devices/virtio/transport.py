@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from node_agent.devices.base import Line, Memory
+from node_agent.devices.base import Line, Memory, Tasks
 from node_agent.devices.pci.function import Identity, PciFunction, PciState, Windows
 from node_agent.devices.pci.msix import Msix
 from node_agent.devices.virtio.queue import Queue, QueueError, QueueState
@@ -78,6 +78,7 @@ class VirtioPci(PciFunction):
         super().__init__(Identity(VENDOR, DEVICE_BASE + backend.device_id, backend.class_code, revision=1,
                                   subsystem_vendor=VENDOR, subsystem=0x1100), windows, intx)
         self._backend = backend
+        self._waiting: set[Callable[[], Any]] = set()
         self.queues = [Queue(memory, size) for size in backend.queue_sizes]
         self._offered = backend.features | F_INDIRECT_DESC | F_EVENT_IDX | F_VERSION_1
         self._clear()
@@ -197,6 +198,16 @@ class VirtioPci(PciFunction):
         except QueueError:
             self.fail()
             return None
+
+    def later(self, tasks: Tasks, work: Callable[[], Any], delay_ns: int) -> None:
+        """Run the backend's work beside the guest; however often the guest asks meanwhile, it waits once."""
+        if work not in self._waiting:
+            self._waiting.add(work)
+            tasks.submit(lambda: self._run_waiting(work), delay_ns)
+
+    def _run_waiting(self, work: Callable[[], Any]) -> None:
+        self._waiting.discard(work)
+        self.guarded(work)
 
     # common configuration (§4.1.4.3), as one 56-byte image: reads cut it, writes change a field
 

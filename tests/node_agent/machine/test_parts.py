@@ -125,6 +125,15 @@ def test_timers_run_by_time_then_age(lock):
     assert ran[3:] == ["late"] and queue.next_ns() is None
 
 
+def test_alarms_that_are_cancelled_in_a_loop_take_no_memory(lock):
+    queue, ran = TimerQueue(Clock().now_ns, lock, True, lambda: None), []
+    queue.at(1 << 40, lambda: ran.append("kept"))
+    for deadline in range(10_000):
+        queue.at(1_000_000 + deadline, lambda: None).cancel()
+    assert len(queue._heap) < 1000
+    assert queue.next_ns() == 1 << 40
+
+
 def test_tasks_wait_for_their_time_in_virtual_time_only(lock):
     clock, ran = Clock(), []
     virtual, real = TimerQueue(clock.now_ns, lock, True, lambda: None), TimerQueue(clock.now_ns, lock, False, lambda: None)
