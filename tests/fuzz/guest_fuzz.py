@@ -1,7 +1,8 @@
-"""Random programs in random states in every mode; run as `python tests/fuzz/guest_fuzz.py SEED SECONDS`.
+"""Random programs in random states in every mode; run as `python tests/fuzz/guest_fuzz.py SEED SECONDS NOTE [CPUS]`.
 
-A crash is the process's death, a hang the parent's time-out; the program at fault is in the file named by the third
-argument. What a guest does may end it (halt, triple fault, entry failure), never the process.
+A crash is the process's death, a hang the parent's time-out; the program at fault is in the file NOTE. With 2 CPUs two
+threads write and run each other's code. What a guest does may end it (halt, triple fault, entry failure), never the
+process.
 """
 
 import random
@@ -66,6 +67,44 @@ def prepare(rng: random.Random, guest: Guest) -> bytes:
     return program
 
 
+def companion(first: LongMode) -> LongMode:
+    """A second vCPU in the same space."""
+    guest = LongMode.__new__(LongMode)
+    guest.space, guest.clock = first.space, first.clock
+    guest.cpu, guest.vmcs = vcpu.Vcpu(first.space, first.clock, 1, 2), vcpu.Vmcs()
+    guest.set_up()
+    guest.vmcs[vcpu.GUEST_ACTIVITY_STATE] = 0
+    return guest
+
+
+def run_some(rng: random.Random, guest: Guest, programs: int) -> None:
+    for _ in range(programs):
+        prepare(rng, guest)
+        exit_ = guest.cpu.run(guest.vmcs, quantum=3000)
+        if exit_.reason >> 31 or exit_.reason == vcpu.EXIT_REASON_TRIPLE_FAULT:
+            return
+
+
+def main_smp(seed: int, seconds: float) -> None:
+    rng = random.Random(seed)
+    end, rounds = time.monotonic() + seconds, 0
+    while time.monotonic() < end:
+        first = LongMode("real")
+        guests = (first, companion(first))
+        threads = []
+        for guest in guests:
+            guest.vmcs[vcpu.CPU_BASED_VM_EXEC_CONTROL] = vcpu.HLT_EXITING
+            threads.append(threading.Thread(target=run_some, args=(random.Random(rng.getrandbits(32)), guest, 15)))
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            time.sleep(0.01)
+            for guest in guests:
+                guest.cpu.kick()
+        rounds += 1
+    print(rounds)
+
+
 def main(seed: int, seconds: float, note: Path) -> None:
     rng = random.Random(seed)
     running: list[vcpu.Vcpu] = []
@@ -91,4 +130,7 @@ def main(seed: int, seconds: float, note: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), float(sys.argv[2]), Path(sys.argv[3]))
+    if sys.argv[4:] == ["2"]:
+        main_smp(int(sys.argv[1]), float(sys.argv[2]))
+    else:
+        main(int(sys.argv[1]), float(sys.argv[2]), Path(sys.argv[3]))
