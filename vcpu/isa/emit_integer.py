@@ -435,6 +435,25 @@ FUSED_TEST = {"z": "a & b == 0", "nz": "a & b != 0", "s": "sa & sb < 0", "ns": "
               "nle": "sa & sb > 0"}
 
 
+RESULT = {"z": "r == 0", "nz": "r != 0", "s": "sr < 0", "ns": "sr >= 0"}
+FUSED_ARITHMETIC = {"add": {**RESULT, "b": "r < a", "nb": "r >= a"}, "sub": {**RESULT, "b": "a < b", "nb": "a >= b"},
+                    "and": RESULT, "or": RESULT, "inc": RESULT, "dec": RESULT}
+
+
+def fused_arithmetic(form: Form) -> Iterator[tuple[str, str]]:
+    """A register's arithmetic and the branch behind it, which asks for its result or carry."""
+    bits, unary_ = form.bits, len(form.kinds) == 1
+    form.fast, form.address = False, "ea(cpu, op)"
+    for cc, expression in FUSED_ARITHMETIC[form.mnemonic].items():
+        body = [f"cdef uint{bits}_t a = {form.value(0)}", *([] if unary_ else [f"cdef uint{bits}_t b = {form.value(1)}"]),
+                f"cdef uint{bits}_t r = {form.mnemonic}{bits}(&cpu.aflags, a{'' if unary_ else ', b'})",
+                *([f"cdef int{bits}_t sr = <int{bits}_t>r"] if "sr" in expression else []),
+                form.set(0, "r"), f"if {expression}:",
+                "    chain(cpu, <Link*>(op + 2), op[1].index + 1)", "else:"]
+        yield f"fused_{form.name}_{cc}", function(f"{form.name}_{cc}", body, "    chain(cpu, <Link*>(op + 3), op[1].index + 1)",
+                                                  "op_fused_")
+
+
 def fused(form: Form) -> Iterator[tuple[str, str]]:
     """CMP or TEST and the branch behind it. On a miss the plain one runs, and then the branch by itself."""
     bits, form.fast, form.address = form.bits, True, "ea(cpu, op)"
@@ -493,6 +512,8 @@ def emit() -> str:
             functions[f"lock_{form.name}"] = function(f"lock_{form.name}", LOCKED[form.mnemonic](form))
         if form.mnemonic in ("cmp", "test") and form.bits != 16:
             functions.update(fused(form))
+        if form.mnemonic in FUSED_ARITHMETIC and form.bits >= 32 and form.memory is None:
+            functions.update(fused_arithmetic(form))
     functions.update(conditional_jumps())
     functions.update(string_handlers())
     names = [name for name in functions if not name.startswith("slow_")] + fixed
