@@ -56,6 +56,7 @@ class Node:
         self._orders: dict[str, agent.MigrationOrder] = {}       # by VM
         self._dirty: set[str] = set()
         self._gone: dict[str, int] = {}
+        self._told: dict[str, bytes] = {}                        # what the present stream last heard of each VM
 
     # ---- from disk -------------------------------------------------------------------------------------------
 
@@ -141,12 +142,15 @@ class Node:
         if vm is not None:
             self._gone[uid] = vm.record.generation
         self._dirty.discard(uid)
+        self._told.pop(uid, None)
         self.on_change()
 
     def observed(self, full: bool) -> agent.ObservedState | None:
         """Everything, or what changed since the last call (None where nothing did)."""
+        if full:
+            self._told.clear()
         uids = set(self.vms) if full else self._dirty & self.vms.keys()
-        vms = [self.vms[uid].observed() for uid in sorted(uids)]
+        vms = [vm for uid in sorted(uids) if self._is_news(vm := self.vms[uid].observed())]
         vms += [agent.ObservedVm(uid=uid, generation=generation, gone=True)
                 for uid, generation in self._gone.items() if uid not in self.vms]
         self._dirty.clear()
@@ -155,6 +159,14 @@ class Node:
         if not full and not vms and not migrations:
             return None
         return agent.ObservedState(full=full, vms=vms, migrations=migrations)
+
+    def _is_news(self, vm: agent.ObservedVm) -> bool:
+        """On this stream; counters tick without anything to tell."""
+        words = vm.SerializeToString(deterministic=True)
+        if self._told.get(vm.uid) == words:
+            return False
+        self._told[vm.uid] = words
+        return True
 
     def _observed_migrations(self) -> list[agent.ObservedMigration]:
         out = []
