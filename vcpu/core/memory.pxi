@@ -256,7 +256,12 @@ cdef bint mem_check_slow(CpuState* cpu, Op* op, gva_t gva, uint32_t size, bint w
 
 cdef uint8_t* mem_fetch(CpuState* cpu, gva_t gva, gpa_t* gpa) noexcept nogil:
     """Code bytes at gva, good to the end of the page. Nobody's frame reads as 0xFF: FF FF is #UD."""
-    cdef uint8_t* host
+    cdef uint8_t* host = probe_exec(cpu, gva)
+    cdef uint64_t offset
+    if host != NULL:                     # each return to the loop comes here, so no walk where the TLB knows
+        offset = <uint64_t>(host - cpu.space.ram)
+        gpa[0] = offset if offset < cpu.space.low_bytes else offset - cpu.space.low_bytes + (<uint64_t>1 << 32)
+        return host
     if not translate(cpu, gva, ACCESS_FETCH, gpa):
         fault_at_rip(cpu, cpu.pf_vector, cpu.pf_error)
         return NULL
