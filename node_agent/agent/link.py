@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -81,8 +83,9 @@ class Link:
             return grpc.aio.insecure_channel(c.controller, options=_OPTIONS)
         key = c.tls_key.read_bytes() if c.tls_key else None
         cert = c.tls_cert.read_bytes() if c.tls_cert else None
-        return grpc.aio.secure_channel(
-            c.controller, grpc.ssl_channel_credentials(c.tls_ca.read_bytes(), key, cert), options=_OPTIONS)
+        credentials = grpc.ssl_channel_credentials(c.tls_ca.read_bytes(), key, cert)
+        _check_tls(c.tls_ca, c.tls_cert, c.tls_key)
+        return grpc.aio.secure_channel(c.controller, credentials, options=_OPTIONS)
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         """Read anew each time: a token may be replaced while we run."""
@@ -257,6 +260,19 @@ class Link:
             await self._relays.close()
         with contextlib.suppress(Exception):
             await self._channel.close()
+
+
+def _check_tls(ca: Path, cert: Path | None, key: Path | None) -> None:
+    """grpc takes anything, and then dials for ever. Raises OSError, which names the file."""
+    context, file = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), ca
+    try:
+        context.load_verify_locations(ca)
+        if cert:
+            file = cert
+            context.load_cert_chain(cert, key, password="")      # never asks a terminal for one
+    except ssl.SSLError as error:
+        what = "no certificate of an authority in PEM" if file is ca else f"no certificate in PEM with its key {key}"
+        raise OSError(errno.EINVAL, f"{what} ({error.reason or error})", str(file)) from error
 
 
 def _memory_available() -> int:

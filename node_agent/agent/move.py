@@ -162,7 +162,7 @@ class Move:
         record.format, record.generation = 1, order.generation
         record.migration.id = order.uid
         record.run_asked_unix_time = vm.node.clock()
-        await vm._ensure_folder()
+        await vm.ensure_folder()
         await vm.save()
         try:
             await prepare_config(vm, order.vm)

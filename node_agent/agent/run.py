@@ -26,7 +26,7 @@ async def begin_run(vm: LocalVm, want: agent.DesiredVm) -> None:
     """The run is on disk before anything of it exists. Raises ImageError, CallFailed, OSError, wire errors."""
     record, again = vm.record, vm.record.run == want.run
     vm.doing = v1.VM_STATE_CREATING
-    await vm._ensure_folder()
+    await vm.ensure_folder()
     if not again:
         record.run, record.reset_serial = want.run, want.reset_serial
         record.stop_asked, record.failure_reason, record.failure_message = False, "", ""

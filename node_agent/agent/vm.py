@@ -193,7 +193,11 @@ class LocalVm:
             return
         client = await Client.connect(self.folder.socket)
         client.on_notice = self._heard
-        await client.call(subscribe=pb.Subscribe())
+        try:
+            await client.call(subscribe=pb.Subscribe())
+        except BaseException:
+            await client.close()
+            raise
         self.client = client
         self._watcher = asyncio.create_task(self._watch(client))
 
@@ -218,7 +222,8 @@ class LocalVm:
         self.process = None
         self.end = end
         if end is None:
-            self._note_lost_end()
+            with contextlib.suppress(files.CorruptRecord):    # then only the next agent can say more
+                self._note_lost_end()
         self.node.vm_ended(self)
         self.changed()
 
@@ -292,13 +297,13 @@ class LocalVm:
         if want.power != v1.POWER_STATE_STOPPED and (want.run > record.run or (want.run == record.run and unborn)):
             return await self._begin(want)                    # writes the record itself
         if news:
-            await self._ensure_folder()
+            await self.ensure_folder()
             await self.save()
         if want.power == v1.POWER_STATE_STOPPED:
             return await self._stop(want)
         return await self._steer(want)
 
-    async def _ensure_folder(self) -> None:
+    async def ensure_folder(self) -> None:
         await asyncio.to_thread(self.folder.path.mkdir, 0o700, True, True)
 
     async def _begin(self, want: agent.DesiredVm) -> float | None:
