@@ -131,7 +131,8 @@ class Block(Backend):
             self.transport.interrupt(0)
 
         self.transport.guarded(answer)
-        return self._take()
+        self._tasks.submit(self._take, 0)      # not at once: a busy disk leaves room for timers and the others' tasks
+        return None
 
     # the work: on the I/O thread, without the lock
 

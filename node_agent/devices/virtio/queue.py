@@ -75,12 +75,12 @@ class Queue:
         """The next request, or None; with EVENT_IDX, asks to be told of the one after."""
         if not self.ready:
             return None
-        if self._available_idx() == self.next_available:
+        if self._waiting() == 0:
             if not self.event_idx:
                 return None
             # ask first, then look again, so that nothing slips between (§2.7.7)
             self._write(self.used + 4 + 8 * self.size, self.next_available.to_bytes(2, "little"))
-            if self._available_idx() == self.next_available:
+            if self._waiting() == 0:
                 return None
         slot = self.next_available % self.size
         (head,) = struct.unpack("<H", self._read(self.available + 4 + 2 * slot, 2))
@@ -88,8 +88,12 @@ class Queue:
         self.next_available = self.next_available + 1 & 0xFFFF
         return chain
 
-    def _available_idx(self) -> int:
-        return int.from_bytes(self._read(self.available + 2, 2), "little")
+    def _waiting(self) -> int:
+        """Requests on the available ring that were not taken; never more than it has slots."""
+        waiting = int.from_bytes(self._read(self.available + 2, 2), "little") - self.next_available & 0xFFFF
+        if waiting > self.size:
+            raise QueueError(f"{waiting} requests on a ring of {self.size}")
+        return waiting
 
     def _walk(self, head: int) -> Chain:
         table, count, index = self.descriptors, self.size, head

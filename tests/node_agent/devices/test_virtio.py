@@ -128,6 +128,13 @@ def test_a_broken_ring_fails_the_device_until_reset(rng, memory, descriptor):
     assert rng.driver.used(0) == [(0, 8)]
 
 
+def test_an_index_beyond_the_ring_fails_the_device(rng, memory):
+    rng.driver.start(1)
+    memory.write(0x20002, struct.pack("<H", rng.driver.size + 1))
+    rng.driver.write(2, 0, 2, 0)
+    assert rng.driver.read(1, 0x14, 1) & 0x40 and rng.driver.used(0) == []
+
+
 def test_features_that_were_not_offered_are_refused(rng):
     driver = rng.driver
     driver.write(1, 0x14, 1, 3)
@@ -181,6 +188,20 @@ def test_disk_writes_and_flushes(disk, disk_file, memory):
     assert request(disk, 1, 5, (0x60000, 512, False), (0x60200, 512, False)) == (0, 1)
     assert request(disk, 4, 0) == (0, 1)
     assert disk_file.read_bytes()[5 * 512:7 * 512] == b"v" * 1024
+
+
+def test_a_busy_disk_takes_one_request_a_turn(disk, memory, timers):
+    waiting = []
+    timers.submit = lambda work, delay_ns: waiting.append(work)
+    disk.driver.start(1)
+    header, status = disk.driver.place(struct.pack("<IIQ", 4, 0, 0)), disk.driver.place(b"\xEE")
+    for _ in range(2):
+        disk.driver.send(0, (header, 16, False), (status, 1, True))
+    for turn in range(2):
+        work, done = waiting.pop()()
+        assert waiting == [] and done(work()) is None
+        assert len(disk.driver.used(0)) == 1
+    assert len(waiting) == 1 and waiting.pop()() is None and waiting == []
 
 
 @pytest.mark.parametrize("kind, sector, size, status", [
