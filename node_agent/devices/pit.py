@@ -18,6 +18,7 @@ from node_agent.devices.base import NS_PER_S, Line, PortRange, Timer, Timers
 PIT_HZ = 1_193_182
 COMMAND = 0x43
 CONTROL_PORT = 0x61
+MIN_PERIOD_NS = 50_000       # edges that come closer are one: a counter of 1 would be 1.2 million interrupts a second
 REFRESH_NS = 15_085          # port 0x61 bit 4 toggles with the memory refresh
 
 
@@ -229,7 +230,7 @@ class Pit:
         self._irq.set(True)
         if channel.mode in (2, 3):
             # the n-th edge belongs at n periods after the start: no drift; what we slept through is lost
-            gone = ticks(self._timers.now_ns() - channel.start_ns) // channel.count
+            gone = ticks(self._timers.now_ns() + MIN_PERIOD_NS - channel.start_ns) // channel.count
             self._arm(channel.start_ns + ticks_to_ns((gone + 1) * channel.count))
 
     def reset(self) -> None:

@@ -141,8 +141,9 @@ class RealRunner:
                 machine.perform_reset()
             timers.run_tasks()
             timers.run_due()
-            if machine.output.waiting and not timers.has_tasks():
-                self._wake.wait(FLUSH_S)
+            if machine.output.waiting:
+                if not timers.has_tasks():
+                    self._wake.wait(FLUSH_S)
                 machine.output.flush()
             if not self._park() or machine.ended:
                 return

@@ -77,11 +77,13 @@ class TimerQueue:
             return self._heap[0][0] if self._heap else None
 
     def run_due(self) -> None:
-        """Call back everything whose time has come, timers that this arms included."""
+        """Call back everything whose time has come by now, timers that this arms included. What comes due meanwhile is
+        the next call's: a timer faster than its callback must not keep the caller here."""
+        now_ns = self.now_ns()
         while True:
             with self._lock:
                 deadline_ns = self.next_ns()
-                if deadline_ns is None or deadline_ns > self.now_ns():
+                if deadline_ns is None or deadline_ns > now_ns:
                     return
                 alarm = heapq.heappop(self._heap)[2]
                 callback, alarm.callback = alarm.callback, None      # one that rang needs no cancelling
@@ -92,7 +94,8 @@ class TimerQueue:
         return bool(self._tasks)
 
     def run_tasks(self) -> None:
-        while self._tasks:
+        """What waits now; what these tasks submit is the next call's, behind timers and output."""
+        for _ in range(len(self._tasks)):
             self.run_task(self._tasks.popleft())
 
     def run_task(self, work: Callable[[], Any]) -> None:

@@ -109,3 +109,11 @@ def test_state_goes_round_with_its_alarm(pit, line, timers):
     line.rises = 0
     timers.advance_to(6_000_000)
     assert line.rises == 1
+
+
+@pytest.mark.parametrize("mode", [2, 3])
+def test_a_counter_of_one_is_no_storm(pit, line, timers, mode):
+    program(pit, 0, mode, 1)
+    line.rises = 0
+    timers.advance_to(1_000_000)
+    assert 10 <= line.rises <= 20

@@ -134,6 +134,32 @@ def test_alarms_that_are_cancelled_in_a_loop_take_no_memory(lock):
     assert queue.next_ns() == 1 << 40
 
 
+def test_a_timer_faster_than_its_callback_lets_go(lock):
+    clock, ran = Clock(), []
+    queue = TimerQueue(clock.now_ns, lock, False, lambda: None)
+
+    def ring() -> None:
+        ran.append(clock.now)
+        clock.now += 10                      # the callback takes longer than the period
+        queue.at(clock.now - 5, ring)
+
+    queue.at(0, ring)
+    queue.run_due()
+    assert ran == [0] and queue.next_ns() == 5
+
+
+def test_tasks_that_go_on_for_ever_let_go_in_between(lock):
+    queue, ran = TimerQueue(Clock().now_ns, lock, False, lambda: None), []
+
+    def again() -> None:
+        ran.append("task")
+        queue.submit(again, 0)
+
+    queue.submit(again, 0)
+    queue.run_tasks()
+    assert ran == ["task"] and queue.has_tasks()
+
+
 def test_tasks_wait_for_their_time_in_virtual_time_only(lock):
     clock, ran = Clock(), []
     virtual, real = TimerQueue(clock.now_ns, lock, True, lambda: None), TimerQueue(clock.now_ns, lock, False, lambda: None)
