@@ -176,6 +176,8 @@ class Receiver:
         raw = bytearray(8 * count)
         receive_exactly(self._sock, memoryview(raw))
         table = np.frombuffer(raw, "<u4").reshape(count, 2).astype(np.uint64)
+        if (table[:, 1] > MAX_RUN_FRAMES).any():
+            raise StreamError(f"a run of more than {MAX_RUN_FRAMES} frames")
         if (table.sum(axis=1) > self._frames).any():
             raise StreamError(f"a frame beyond the {self._frames} of this machine")
         return table.tolist()

@@ -289,6 +289,7 @@ async def test_a_machine_of_another_size_is_refused(pair):
     struct.pack("<IIQ", stream.PAGES, 0, 0),
     struct.pack("<IIQ", stream.ZEROS, 1, 8) + struct.pack("<II", 1023, 2),
     struct.pack("<IIQ", stream.ZEROS, 4_000_000_000, 8),
+    struct.pack("<IIQ", stream.ZEROS, 1, 8) + struct.pack("<II", 0, stream.MAX_RUN_FRAMES + 1),
     struct.pack("<IIQ", stream.STANDSTILL, 0, 1 << 40),
     struct.pack("<IIQ", stream.STANDSTILL, 0, 4) + b"\xff\xff\xff\xff",
 ])
