@@ -2,7 +2,7 @@
 
 import pytest
 import vcpu
-from guest_machine import CODE, GP, PF, STACK, UD, End, LongMode, Protected, RealMode, asm
+from guest_machine import CODE, GP, HANDLERS, PF, STACK, UD, End, LongMode, Protected, RealMode, asm
 
 PAGE_END = 0x5000                # the border between two small pages that no test machine uses otherwise
 LOOP = "mov ecx, 1000; 1: inc rax; test al, 1; jz 2f; inc rbx; 2: dec ecx; jnz 1b; hlt"
@@ -127,6 +127,18 @@ def test_pop_to_memory_uses_the_new_stack_pointer() -> None:
         machine.run(f"push 0x1234; pop {'qword' if size == 8 else 'dword'} ptr [{register} + 16]; hlt")
         assert machine.read(STACK + 16, size) == 0x1234
         assert machine.cpu.get("rsp") == STACK
+
+
+@pytest.mark.parametrize("at", [0xF0000000, 0xFFFFFFF8, 0x1000000 - 1])
+def test_code_where_no_ram_is(at: int) -> None:
+    """An open bus reads as ones: FF FF is #UD. The last address is RAM's last byte."""
+    machine = Protected()
+    machine.space.write(0xFFFFFF, b"\xff")
+    end = machine.run(f"mov eax, {at:#x}; jmp eax")
+    assert (end.vector, end.rip) == (UD, at)
+    machine.space.write(0xFFFFFF, b"\x90")
+    machine.run("mov eax, 0xFFFFFF; jmp eax")
+    assert machine.cpu.get("rip") == HANDLERS + 16 * UD + 1
 
 
 # ------------------------------------------------------------------ code that changes
