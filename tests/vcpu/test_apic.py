@@ -216,6 +216,16 @@ def test_kvm_leaves_and_signature(guest: LongMode) -> None:
     assert guest.cpu.get("rax") & (1 << 4 | 1 << 5 | 1 << 7 | 1 << 9 | 1 << 11) == 0      # none that is not there
 
 
+@pytest.mark.parametrize("tsc_hz", [10**9, 2_400_000_000, 4_000_000_000])
+def test_leaf_15_survives_arithmetic_in_32_bits(tsc_hz: int) -> None:
+    """Linux: crystal kHz * numerator / denominator, unsigned (native_calibrate_tsc)."""
+    guest = LongMode()
+    guest.clock.load({**guest.clock.save(), "tsc_hz": tsc_hz})
+    guest.run("mov eax, 0x15; cpuid; hlt")
+    denominator, numerator, crystal = (guest.cpu.get(name) for name in ("rax", "rbx", "rcx"))
+    assert (crystal // 1000 * numerator & 0xFFFFFFFF) // denominator == tsc_hz // 1000
+
+
 def test_pv_eoi_spares_the_write(guest: LongMode) -> None:
     word = 0x2200
     assert guest.run(ENABLE + wrmsr(0x4B564D04, word | 1) + "sti;" + wrmsr(0x83F, TICK) + "nop; nop").vector == TICK

@@ -119,7 +119,8 @@ cdef void cpuid_basic(CpuState* cpu, uint32_t leaf, uint32_t sub, uint32_t* out)
     elif leaf == 0xD:
         cpuid_xsave(cpu, sub, out)
     elif leaf == 0x15:
-        answer(out, 1000000, <uint32_t>(cpu.clock.tsc_hz // 1000), CRYSTAL_HZ, 0)
+        # Linux multiplies kHz of the crystal by the numerator in 32 bits, and runs the APIC's timer at the crystal's rate
+        answer(out, 1000, <uint32_t>(cpu.clock.tsc_hz // 1000000), CRYSTAL_HZ, 0)
     elif leaf == 0x16:
         answer(out, <uint32_t>(cpu.clock.tsc_hz // 1000000), <uint32_t>(cpu.clock.tsc_hz // 1000000), 100, 0)
 
