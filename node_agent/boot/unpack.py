@@ -21,6 +21,7 @@ from pathlib import Path
 
 MAX_KERNEL_BYTES = 1 << 30
 LZ4_LEGACY_BLOCK = 8 << 20
+ZSTD_STEP = 512                       # a block of 128 KiB can be packed into 4 bytes
 
 
 class UnpackError(Exception):
@@ -69,8 +70,6 @@ def unpack(payload: bytes) -> bytes:
                 raise
             except Exception as error:    # each library has its own; all mean the same
                 raise UnpackError(f"its kernel is damaged ({error})") from None
-            if len(kernel) > MAX_KERNEL_BYTES:
-                raise UnpackError("its kernel is larger than 1 GiB")
             return kernel
     raise UnpackError(f"its kernel is packed in an unknown way (magic {payload[:4].hex(' ')})")
 
@@ -79,8 +78,15 @@ def knows(payload: bytes) -> bool:
     return any(payload.startswith(magic) for magic, _ in METHODS)
 
 
+def check_size(size: int) -> None:
+    """Before more of it is made: a few packed bytes can stand for more memory than the host has."""
+    if size > MAX_KERNEL_BYTES:
+        raise UnpackError(f"its kernel is larger than {MAX_KERNEL_BYTES >> 20} MiB")
+
+
 def finish(decompressor, payload: bytes) -> bytes:
-    data = decompressor.decompress(payload)
+    data = decompressor.decompress(payload, MAX_KERNEL_BYTES + 1)
+    check_size(len(data))
     if not decompressor.eof:
         raise UnpackError("its kernel is truncated")
     return data
@@ -105,14 +111,21 @@ def unpack_bzip2(payload: bytes) -> bytes:
 def unpack_zstd(payload: bytes) -> bytes:
     import zstandard
 
-    return finish(zstandard.ZstdDecompressor().decompressobj(), payload)
+    decompressor, parts, size = zstandard.ZstdDecompressor().decompressobj(), [], 0
+    for at in range(0, len(payload), ZSTD_STEP):         # it takes no limit, so it gets little at a time
+        parts.append(decompressor.decompress(payload[at:at + ZSTD_STEP]))
+        size += len(parts[-1])
+        check_size(size)
+        if decompressor.eof:
+            return b"".join(parts)
+    raise UnpackError("its kernel is truncated")
 
 
 def unpack_lz4(payload: bytes) -> bytes:
     """LZ4's legacy frames: a magic, then blocks of up to 8 MiB with their packed size before them."""
     import lz4.block
 
-    parts, at = [], 4
+    parts, at, made = [], 4, 0
     while at + 4 <= len(payload):
         (size,) = struct.unpack_from("<I", payload, at)
         if payload[at:at + 4] == LZ4_MAGIC:          # frames can be joined
@@ -123,6 +136,8 @@ def unpack_lz4(payload: bytes) -> bytes:
                 break                                # the unpacked size, as the kernel's build appends it
             raise UnpackError("its kernel is truncated")
         parts.append(lz4.block.decompress(payload[at + 4:at + 4 + size], uncompressed_size=LZ4_LEGACY_BLOCK))
+        made += len(parts[-1])
+        check_size(made)
         at += 4 + size
     return b"".join(parts)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import lzma
 import struct
+import tracemalloc
 
 import lz4.block
 import pytest
@@ -235,3 +236,16 @@ def test_a_damaged_payload_is_an_error_of_ours(packer):
             unpack(damaged)
         except UnpackError:
             continue
+
+
+@pytest.mark.parametrize("packer", PACKERS.values(), ids=PACKERS.keys())
+def test_a_few_packed_bytes_cannot_fill_the_hosts_memory(packer, monkeypatch):
+    monkeypatch.setattr("node_agent.boot.unpack.MAX_KERNEL_BYTES", 1 << 20)
+    packed = packer(bytes(32 << 20))
+    tracemalloc.start()
+    try:
+        with pytest.raises(UnpackError, match="larger than 1 MiB"):
+            unpack(packed)
+        assert tracemalloc.get_traced_memory()[1] < 24 << 20     # dictionaries, and blocks of LZ4, are 8 MiB
+    finally:
+        tracemalloc.stop()
