@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 
 from cli import errors, state
+from cli.tls import TlsFiles, credentials
 
 CALL_SECONDS = 10.0              # a call's answer
 PATIENCE_SECONDS = 6.0           # how long an absent controller is called again: it may just be restarting
@@ -26,19 +27,27 @@ MESSAGE_BYTES = 16 << 20
 class Api:
     """Stubs by service: api.vms.GetVm …, called through call() and watch()."""
 
-    def __init__(self, endpoint: str, token: str, tls_ca: Path | None = None) -> None:
+    def __init__(self, endpoint: str, token: str, tls: TlsFiles = TlsFiles()) -> None:
         self.endpoint = endpoint
         self._metadata = (("authorization", f"Bearer {token}"),)
         options = [("grpc.max_receive_message_length", MESSAGE_BYTES), ("grpc.enable_retries", 0),
                    ("grpc.initial_reconnect_backoff_ms", 200), ("grpc.max_reconnect_backoff_ms", 1000),
                    ("grpc.enable_http_proxy", 0)]
-        if tls_ca:
-            self._channel = grpc.secure_channel(endpoint, grpc.ssl_channel_credentials(tls_ca.read_bytes()), options)
-        else:
-            self._channel = grpc.insecure_channel(endpoint, options)
+        secret = credentials(endpoint, tls)
+        self._secure = secret is not None
+        self._channel = (grpc.secure_channel(endpoint, secret, options) if self._secure
+                         else grpc.insecure_channel(endpoint, options))
 
     def close(self) -> None:
         self._channel.close()
+
+    def _error(self, error: Any, name: str = "") -> errors.CliError:
+        """For people. Under TLS silence has many reasons, which only grpc's own words tell apart."""
+        found = errors.from_rpc(error, name)
+        if self._secure and found.kind == "unreachable":
+            found.details = (*found.details, " ".join(error.details().split()))
+            found.hint = f"is {self.endpoint} right, and are --tls-ca, --tls-cert and --tls-key of its authority?"
+        return found
 
     @cached_property
     def vms(self) -> Any:
@@ -75,7 +84,7 @@ class Api:
                 if error.code() is grpc.StatusCode.UNAVAILABLE and time.monotonic() < give_up:
                     time.sleep(PAUSE_SECONDS)
                     continue
-                raise errors.from_rpc(error, name) from None
+                raise self._error(error, name) from None
 
     def stream(self, method: Callable[..., Any], request: Any, name: str = "") -> Iterator[Any]:
         """A server's stream. Repeated while nothing came and nobody answers: a node may just be dialling again."""
@@ -89,7 +98,7 @@ class Api:
                 return
             except grpc.RpcError as error:
                 if error.code() is not grpc.StatusCode.UNAVAILABLE or begun or time.monotonic() > give_up:
-                    raise errors.from_rpc(error, name) from None
+                    raise self._error(error, name) from None
             finally:
                 call.cancel()
             time.sleep(PAUSE_SECONDS)
@@ -118,13 +127,13 @@ class Api:
                 quiet_since = quiet_since or time.monotonic()
                 lost = time.monotonic() - quiet_since > PATIENCE_SECONDS * 5
                 if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED) or lost:
-                    raise errors.from_rpc(error) from None
+                    raise self._error(error) from None
             finally:
                 call.cancel()
             time.sleep(PAUSE_SECONDS)
 
 
-def connect(folder: Path, endpoint: str | None = None, token_file: Path | None = None, tls_ca: Path | None = None) -> Api:
+def connect(folder: Path, endpoint: str | None = None, token_file: Path | None = None, tls: TlsFiles = TlsFiles()) -> Api:
     """The controller of a local cloud, or another one by endpoint."""
     if not endpoint:
         cloud = state.load_existing(folder)
@@ -135,7 +144,7 @@ def connect(folder: Path, endpoint: str | None = None, token_file: Path | None =
     except OSError as error:
         raise errors.CliError("state.token", f"{path}: {error.strerror}", errors.FAILURE,
                               "virga up writes it for a local cloud; --token-file names another") from None
-    return Api(endpoint, token, tls_ca)
+    return Api(endpoint, token, tls)
 
 
 def request_id() -> str:

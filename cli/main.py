@@ -48,7 +48,8 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
              epilog="Exit codes: 0 done, 1 failure, 2 usage, 3 not found, 4 conflict, 5 refused, 6 timed out, "
-                    "7 unreachable.  VIRGA_STATE names the cloud's folder, VIRGA_ENDPOINT another controller.")
+                    "7 unreachable.  VIRGA_STATE names the cloud's folder, VIRGA_ENDPOINT another controller "
+                    "(with VIRGA_TOKEN_FILE, and off loopback VIRGA_TLS_CA; VIRGA_TLS_CERT and VIRGA_TLS_KEY where it asks).")
 @click.version_option(package_name="virga", message="%(prog)s %(version)s")
 def virga() -> None:
     """Virga: a whole cloud in software. `virga up` starts one on this machine."""

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli import output, state
+from cli.tls import TlsFiles
 
 if TYPE_CHECKING:
     from cli.api import Api
 
+_FILE = click.Path(path_type=Path)
 UNITS_MIB = {"K": 1 / 1024, "M": 1, "G": 1024, "T": 1024 * 1024}
 
 
@@ -27,11 +29,11 @@ class Target:
     folder: Path
     endpoint: str | None
     token_file: Path | None
-    tls_ca: Path | None
+    tls: TlsFiles
 
     def api(self) -> "Api":
         from cli.api import connect
-        return connect(self.folder, self.endpoint, self.token_file, self.tls_ca)
+        return connect(self.folder, self.endpoint, self.token_file, self.tls)
 
 
 def state_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -40,16 +42,17 @@ def state_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--state, --endpoint, --token-file, --tls-ca → one argument `target`."""
+    """--state, --endpoint, --token-file, --tls-… → one argument `target`."""
     import functools
 
     @functools.wraps(command)
-    def wrapped(folder: Path, endpoint: str | None, token_file: str | None, tls_ca: str | None, **rest: Any) -> Any:
-        return command(target=Target(folder, endpoint, Path(token_file) if token_file else None,
-                                     Path(tls_ca) if tls_ca else None), **rest)
+    def wrapped(folder: Path, endpoint: str | None, token_file: Path | None, tls_ca: Path | None, tls_cert: Path | None,
+                tls_key: Path | None, **rest: Any) -> Any:
+        return command(target=Target(folder, endpoint, token_file, TlsFiles(tls_ca, tls_cert, tls_key)), **rest)
 
-    wrapped = click.option("--tls-ca", envvar="VIRGA_TLS_CA", metavar="FILE", hidden=True)(wrapped)
-    wrapped = click.option("--token-file", envvar="VIRGA_TOKEN_FILE", metavar="FILE", hidden=True)(wrapped)
+    for name in ("tls-key", "tls-cert", "tls-ca", "token-file"):
+        variable = "VIRGA_" + name.upper().replace("-", "_")
+        wrapped = click.option(f"--{name}", envvar=variable, metavar="FILE", hidden=True, type=_FILE)(wrapped)
     wrapped = click.option("--endpoint", envvar="VIRGA_ENDPOINT", metavar="HOST:PORT", hidden=True)(wrapped)
     return state_option(wrapped)
 

@@ -13,6 +13,7 @@ import os
 import random
 import secrets
 import signal
+import ssl
 import sys
 import time
 from pathlib import Path
@@ -108,10 +109,24 @@ def _credentials(config: Config) -> grpc.ServerCredentials | None:
         return None
     try:
         ca = config.tls_client_ca.read_bytes() if config.tls_client_ca else None
-        return grpc.ssl_server_credentials([(config.tls_key.read_bytes(), config.tls_cert.read_bytes())],
-                                           root_certificates=ca, require_client_auth=ca is not None)
+        pair = config.tls_key.read_bytes(), config.tls_cert.read_bytes()
     except OSError as error:
         raise SetupError(f"cannot read TLS files: {error}") from error
+    _check_tls(config.tls_cert, config.tls_key, config.tls_client_ca)
+    return grpc.ssl_server_credentials([pair], root_certificates=ca, require_client_auth=ca is not None)
+
+
+def _check_tls(cert: Path, key: Path, client_ca: Path | None) -> None:
+    """grpc would say of any of them that it cannot bind to the address. Raises SetupError."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    what = f"{cert} and {key} are no certificate and its key"
+    try:
+        context.load_cert_chain(cert, key, password="")          # never asks a terminal for one
+        if client_ca:
+            what = f"{client_ca} is no certificate of an authority"
+            context.load_verify_locations(client_ca)
+    except ssl.SSLError as error:
+        raise SetupError(f"{what} in PEM: {error.reason or error}") from error
 
 
 def _serve_metrics(address: str, metrics: Metrics) -> None:

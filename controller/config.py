@@ -54,6 +54,8 @@ def parse(arguments: Sequence[str]) -> Config:
         parser.error(f"--etcd-endpoints must be HOST:PORT[,HOST:PORT…], not {given.etcd_endpoints!r}")
     if (given.tls_cert is None) != (given.tls_key is None):
         parser.error("--tls-cert and --tls-key go together")
+    if given.tls_client_ca is not None and given.tls_cert is None:
+        parser.error("--tls-client-ca needs --tls-cert and --tls-key: without TLS nobody shows a certificate")
     if given.tls_cert is None and not is_loopback(given.listen):
         parser.error(f"--listen {given.listen} is not loopback: that needs --tls-cert and --tls-key")
     return Config(given.state, given.listen, given.metrics, endpoints, given.token_file, given.agent_tokens,
