@@ -19,6 +19,7 @@ from cli.state import Process
 
 MARK = "VIRGA_CLOUD"
 POLL_SECONDS = 0.05
+MARKED_SECONDS = 1.0             # a process that was just started shows its environment within
 
 
 def start_time(pid: int) -> int | None:
@@ -41,6 +42,9 @@ def spawn(folder: Path, name: str, command: list[str]) -> Process:
     with open(logs / f"{name}.log", "ab") as log:
         child = subprocess.Popen(command, cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                                  start_new_session=True, env={**os.environ, MARK: str(folder), "PYTHONUNBUFFERED": "1"})
+    give_up = time.monotonic() + MARKED_SECONDS
+    while child.poll() is None and not _environment(child.pid) and time.monotonic() < give_up:
+        time.sleep(0.001)                              # the kernel shows the mark a little after exec has begun
     started = start_time(child.pid)
     if started is None:
         raise died(folder, name)
@@ -121,14 +125,18 @@ def belonging_to(folder: Path) -> dict[int, Process]:
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
-        try:
-            environment = (entry / "environ").read_bytes().split(b"\0")
-        except OSError:                                # another user's, or gone
-            continue
-        started = start_time(int(entry.name)) if mark in environment else None
+        started = start_time(int(entry.name)) if mark in _environment(int(entry.name)) else None
         if started is not None:
             found[int(entry.name)] = Process(int(entry.name), started)
     return found
+
+
+def _environment(pid: int) -> list[bytes]:
+    """Empty where it is another user's, or gone."""
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")[:-1]
+    except OSError:
+        return []
 
 
 def command_line(pid: int) -> list[str]:
