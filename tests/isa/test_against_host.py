@@ -14,7 +14,7 @@ from vcpu.isa import integer
 from vcpu.isa.table import Row, all_rows
 
 from .forms import make_case, undefined_flags
-from .harness import Host, describe, differences, random_fx
+from .harness import DATA, WINDOW, WINDOW_AT, Case, Host, State, describe, differences, random_fx
 from .virga import Virga
 
 CASES = int(os.environ.get("ISA_CASES", "24"))
@@ -84,3 +84,20 @@ def test_same_result_as_the_host(mnemonic: str, host: Host, virga: Virga, seed: 
 @pytest.mark.parametrize("mnemonic", sorted(set(LEGACY_ROWS) & INTEGER))
 def test_same_result_in_segments(mnemonic: str, bits: int, host: Host, virga: Virga, seed: int) -> None:
     judge(mnemonic, LEGACY_ROWS[mnemonic], bits, host, virga, seed)
+
+
+def test_popf_of_user_mode(host: Host, virga: Virga, seed: int) -> None:
+    """POPF, PUSHF: IF and IOPL stay, the rest is taken. TF is left out: it traps behind INT3's address."""
+    rng = random.Random(seed)
+    cases = []
+    for bits, code in ((64, "9d 9c"), (64, "66 9d 66 9c"), (32, "9d 9c"), (32, "66 9d 9c"), (16, "9d 9c"), (16, "66 9d 66 9c")):
+        for _ in range(CASES):
+            flags = rng.getrandbits(32) & ~0x100
+            sp = WINDOW_AT + 512
+            at = sp - WINDOW_AT
+            window = bytes(at) + flags.to_bytes(8, "little") + bytes(WINDOW - at - 8)
+            state = State(window=window).with_gpr(rsp=0x30000000 | sp - DATA if bits == 16 else sp)
+            cases.append(Case(bytes.fromhex(code), state, f"popf {flags:#x} {bits}-bit", bits))
+    for case, expected, found in zip(cases, host.run(cases), virga.run(cases)):
+        lines = differences(case, expected, found)
+        assert not lines, describe(case, seed, lines)
