@@ -1,6 +1,5 @@
 """Virga's processor, given the cases of harness.py: user mode, the oracle's addresses and segments, every exception an exit."""
 
-import vcpu
 from vcpu import _core
 from vcpu import vmcs as field
 

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 import vcpu
-from guest_machine import GDT, IDT, KERNEL_CODE, PDPT, PML4, TSS_SELECTOR, LongMode, asm
+from guest_machine import GDT, IDT, KERNEL_CODE, PDPT, PML4, LongMode, asm
 
 TRAMPOLINE, AP_CODE = 0x4000, 0x5000
 COUNTER, FLAG, TURN, DONE, SHARED = 0x3000, 0x3040, 0x3080, 0x30C0, 0x3FFC      # SHARED + 8 bytes cross a page
@@ -177,7 +177,7 @@ def test_a_lock_across_two_pages_is_one(count: int, clock: str) -> None:
 @pytest.mark.parametrize("clock", ["real", "virtual"])
 def test_ipi_ping_pong_wakes_from_hlt(clock: str) -> None:
     machine = Machine(2, clock)
-    wait = f"1: cli; cmp dword ptr [{{flag}}], 0; jne 2f; sti; hlt; jmp 1b; 2: mov dword ptr [{{flag}}], 0; sti;"
+    wait = "1: cli; cmp dword ptr [{flag}], 0; jne 2f; sti; hlt; jmp 1b; 2: mov dword ptr [{flag}], 0; sti;"
     first = START_OTHERS + f"7: cmp dword ptr [{TURN}], 0; je 7b; mov r8d, 300; 5:" + icr(0x4041, 1) + wait.format(flag=FLAG) + \
         "dec r8d; jnz 5b; cli"
     other = f"sti; mov dword ptr [{TURN}], 1; mov r8d, 300; 5:" + wait.format(flag=COUNTER) + icr(0x4040, 0) + "dec r8d; jnz 5b; cli"
@@ -314,3 +314,31 @@ def test_devices_come_and_go_under_running_vcpus() -> None:
         thread.join()
     assert machine.read(COUNTER, 4) == 3 * 4000
     assert machine.read(TURN, 4) > 0
+
+
+class Publisher:
+    """A device that, while it is read, has another thread change the address space: which waits for every vCPU."""
+
+    def __init__(self, space: vcpu.AddressSpace) -> None:
+        self.space, self.done = space, []
+
+    def read(self, address: int, size: int) -> int:
+        thread = threading.Thread(target=self.space.add_ports, args=(0x900 + len(self.done), 1, self))
+        thread.start()
+        thread.join(10)
+        self.done.append(not thread.is_alive())
+        return 0
+
+    def write(self, address: int, size: int, value: int) -> None: ...
+
+
+@pytest.mark.parametrize("device_first", [False, True])
+def test_a_lock_across_ram_and_a_device_holds_nobody(device_first: bool) -> None:
+    machine = Machine(2)
+    device = Publisher(machine.space)
+    machine.space.add_frames(0x1000000, 0x1000, device)
+    machine.map(0x1F0000 if device_first else 0x1F1000, 0x1000000 | 7)
+    machine.start(START_OTHERS + f"1: cmp dword ptr [{FLAG}], 0; je 1b; lock inc dword ptr [0x1F0FFE]",
+                  f"mov dword ptr [{FLAG}], 1")
+    machine.run_real()
+    assert device.done and all(device.done)
