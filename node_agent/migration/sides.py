@@ -175,8 +175,8 @@ class Outgoing(Side):
 
     async def _accepted(self) -> None:
         self.take(Event.ACCEPTED)
+        self._tracking = True                                 # first: a stop that comes meanwhile is queued behind
         await self.vm.on_machine(self.vm.machine.space.dirty_start)
-        self._tracking = True
 
     async def _standstill(self) -> None:
         async with self._deciding:
