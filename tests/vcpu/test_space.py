@@ -207,6 +207,16 @@ def test_real_clock_stands_still_while_paused() -> None:
     assert before <= other.now_ns() <= clock.now_ns()
 
 
+@pytest.mark.parametrize(("field", "value"), [
+    ("tsc_hz", 0), ("tsc_hz", 1 << 62), ("tsc_hz", -1), ("now_ns", -1), ("now_ns", 1 << 63), ("seed", -1)])
+def test_a_saved_clock_that_cannot_be_changes_nothing(field: str, value: int) -> None:
+    clock = vcpu.Clock("virtual", wall_ns=5)
+    before = clock.save()
+    with pytest.raises((ValueError, OverflowError)):
+        clock.load(before | {"now_ns": 100, "wall_ns": 6, field: value})
+    assert clock.save() == before
+
+
 def test_virtual_clock_is_skipped_forward_only() -> None:
     clock = vcpu.Clock("virtual", wall_ns=5)
     clock.advance_to(100)

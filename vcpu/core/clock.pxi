@@ -55,6 +55,12 @@ cdef bint clock_arm(CpuState* cpu) noexcept nogil:
     return False
 
 
+cdef void check_tsc_hz(uint64_t tsc_hz) except *:
+    """Also of a saved clock: time is divided by it."""
+    if not 1000000 <= tsc_hz <= 100000000000:
+        raise ValueError(f"TSC rate of {tsc_hz} Hz: 1 MHz to 100 GHz")
+
+
 cdef class Clock:
     """The time of one machine. mode: 'real' or 'virtual'; tsc_hz: rate of the guest's TSC; seed: for RDRAND;
     wall_ns: UNIX time in ns at guest time 0 (real: now, if not given).
@@ -65,8 +71,7 @@ cdef class Clock:
     def __cinit__(self, mode="real", *, uint64_t tsc_hz=NS, uint64_t seed=0, wall_ns=None):
         if mode not in ("real", "virtual"):
             raise ValueError(f"clock mode {mode!r}: 'real' or 'virtual'")
-        if not 1000000 <= tsc_hz <= 100000000000:
-            raise ValueError(f"TSC rate of {tsc_hz} Hz: 1 MHz to 100 GHz")
+        check_tsc_hz(tsc_hz)
         self.c.is_virtual = mode == "virtual"
         self.c.tsc_hz = tsc_hz
         self.c.seed = seed
@@ -131,12 +136,17 @@ cdef class Clock:
             raise ValueError(f"clock state of version {state['version']}: this one reads 1")
         if bool(state["is_virtual"]) != (self.c.is_virtual != 0):
             raise ValueError("a clock's mode does not change by loading")
-        self.c.tsc_hz = state["tsc_hz"]
-        self.c.wall_ns = state["wall_ns"]
-        self.c.seed = state["seed"]
+        cdef uint64_t tsc_hz = state["tsc_hz"], seed = state["seed"]
+        cdef int64_t wall_ns = state["wall_ns"], now_ns = state["now_ns"]
+        check_tsc_hz(tsc_hz)
+        if now_ns < 0:
+            raise ValueError(f"clock state: a guest time of {now_ns} ns")
+        self.c.tsc_hz = tsc_hz
+        self.c.wall_ns = wall_ns
+        self.c.seed = seed
         if self.c.is_virtual:
-            self.c.base_ns = state["now_ns"]
+            self.c.base_ns = now_ns
         elif self.c.paused:
-            self.c.paused_at_ns = state["now_ns"]
+            self.c.paused_at_ns = now_ns
         else:
-            self.c.base_ns = state["now_ns"] - monotonic_ns()
+            self.c.base_ns = now_ns - monotonic_ns()

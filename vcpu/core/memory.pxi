@@ -179,6 +179,11 @@ cdef bint mem_write_slow(CpuState* cpu, Op* op, gva_t gva, uint64_t value, uint3
     return mem_write_buf_slow(cpu, op, gva, &value, size)
 
 
+cdef inline bint is_all_ram(Parts* parts) noexcept nogil:
+    """No device among them: one waits for the machine's lock, whose holder may wait for the others to go on."""
+    return parts.host[0] != NULL and (parts.count == 1 or parts.host[1] != NULL)
+
+
 cdef uint8_t* mem_rmw_slow(CpuState* cpu, Op* op, gva_t gva, uint32_t size) noexcept nogil:
     cdef Parts parts
     cdef int i
@@ -200,7 +205,7 @@ cdef uint8_t* mem_rmw_slow(CpuState* cpu, Op* op, gva_t gva, uint32_t size) noex
         if parts.gpa[0]:
             cpu.rmw_pending = RMW_CODE
         return parts.host[0]
-    if op.flags & OPF_LOCK and cpu.space.cpu_count > 1 and parts.host[0] != NULL:
+    if op.flags & OPF_LOCK and cpu.space.cpu_count > 1 and is_all_ram(&parts):
         # a lock across pages: no host instruction does it, so the others stand still meanwhile
         if space_stop_others(cpu.space, cpu):
             cpu.rmw_pending = RMW_LOCKED | RMW_ENTERED
@@ -214,6 +219,8 @@ cdef uint8_t* mem_rmw_slow(CpuState* cpu, Op* op, gva_t gva, uint32_t size) noex
         for i in range(parts.count):
             cpu.rmw_host[i] = parts.host[i]
             cpu.rmw_gpa[i] = parts.gpa[i]
+        if not is_all_ram(&parts):
+            rmw_unlock(cpu)
     if not read_parts(cpu, &parts, cpu.mbuf):
         rmw_unlock(cpu)
         ept_exit(cpu, op, gva, ACCESS_WRITE)
