@@ -248,7 +248,9 @@ class VmProcess:
         """On one of the machine's threads."""
         reason = _REASONS.get(exit.kind.value, pb.END_REASON_FAILURE)
         with contextlib.suppress(RuntimeError):          # the loop is gone: we are ending anyway
-            self._loop.call_soon_threadsafe(self.finish, reason, exit.detail, exit.value)
+            # a guest writes any 32 bits to the debug exit; the record's field is signed
+            value = (exit.value + (1 << 31) & 0xFFFFFFFF) - (1 << 31)
+            self._loop.call_soon_threadsafe(self.finish, reason, exit.detail, value)
 
     def finish(self, reason: int, detail: str = "", value: int = 0) -> None:
         """Write down the end, tell it, and let the process go. The first reason counts."""
