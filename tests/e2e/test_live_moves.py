@@ -162,7 +162,7 @@ async def says(client, command, answer):
 async def test_linux_moves_and_works_on(world):
     _, client, _ = world
     before = await linux_at_its_shell(client, cpus=2)
-    await says(client, b"(while :; do echo $((i=i+1)) > /tmp/n; done) & echo be''gun", b"begun")
+    await says(client, b"(while :; do echo $((i=i+1)) > /tmp/m; mv /tmp/m /tmp/n; done) & until [ -f /tmp/n ]; do :; done; echo be''gun", b"begun")
     done = await moved(client, await move(client, "lin"))
     assert done.phase == migration_pb2.MIGRATION_PHASE_SUCCEEDED, done
     assert (await client.vm("lin")).status.node != before.status.node
