@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import grpc
 import pytest
 
 from node_agent.vmprocess import files
@@ -136,7 +137,19 @@ async def linux_at_its_shell(client, cpus=1):
 
 
 async def says(client, command, answer):
-    """Type at the console, wait for the answer. What is typed must not hold the answer."""
+    """Type at the console, wait for the answer. What is typed must not hold the answer. An agent that was killed may
+    still be on its way back."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                return await says_once(client, command, answer)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+            await asyncio.sleep(0.2)
+
+
+async def says_once(client, command, answer):
     queue = asyncio.Queue()
     queue.put_nowait(vm_pb2.ConsoleRequest(open=vm_pb2.ConsoleOpen(vm="lin", writer=True, steal=True)))
 
