@@ -175,6 +175,7 @@ async def test_back_to_where_an_old_copy_still_is(site):
     await over(site, (await begin(site)).uid)
     copies = first.disk.vms
     await until(_of(lambda: copies), lambda vms: vm.uid not in vms)
+    first.tell()                                                              # without it: nobody orders its removal now
     await until(_of(lambda: first.desired.vms), lambda vms: vm.uid not in {wanted.uid for wanted in vms})
     copies[vm.uid] = FakeVm(vm.uid, "web", 1, run=1, state=PAUSED)            # as if it had not been removed yet
     first.tell()
